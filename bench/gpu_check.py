@@ -48,6 +48,7 @@ RECIPES = (
     "base", "large", "ablation", "ablation_efficiency", "finetune_coco", "finetune_flickr30k", "base_wukong",
     "base_ours", "large_ours", "one_gpu", "one_node", "warm_start", "lora", "lit",
 )  # fmt: skip
+BY_BOTH_ENGINES = "one_node"
 FIRST_LOSSES = 0.01  # by which the first three may differ: 16-bit rounding decides between nearly equal tokens
 SCALE_POWER = 24  # a loss scale that overflows at first, and comes down
 
@@ -191,7 +192,10 @@ def recipes(device: torch.device, out: Path, steps: int) -> list[str]:
         for backend in ("auto", "tiled"):
             places = [f"run_dir={out}/{name}-{backend}", f"out={out}/{name}-{backend}.safetensors"]
             runs.append(["-m", "filip.train", *options, *places, f"backend={backend}"])
-    codes = _train(device, runs, out)
+            if (name, backend) == (BY_BOTH_ENGINES, "auto"):
+                places = [f"run_dir={out}/{name}-ddp", f"out={out}/{name}-ddp.safetensors"]
+                by_ddp = ["-m", "filip.train", *options, *places, "engine=ddp"]
+    *codes, ddp = _train(device, [*runs, by_ddp], out)
     for number, (name, line) in enumerate(zip(RECIPES, lines, strict=True)):
         if any(codes[2 * number : 2 * number + 2]):
             wrong.append(f"{line}: exit codes {codes[2 * number : 2 * number + 2]}")
@@ -203,7 +207,18 @@ def recipes(device: torch.device, out: Path, steps: int) -> list[str]:
         off = max(abs(a - b) / b for a, b in zip(auto[:3], tiled[:3], strict=True))
         if left or not off <= FIRST_LOSSES:
             wrong.append(f"{line}; the first three differ by {off:.1%}{''.join(f'; {text}' for text in left)}")
-    return wrong
+    return wrong + _engines(out, ddp)
+
+
+def _engines(out: Path, code: int) -> list[str]:
+    """Compare the trainings of one recipe by ZeRO-1 and by DDP: equal losses, and which engine is faster."""
+    if code:
+        return [f"{BY_BOTH_ENGINES} with engine=ddp: exit code {code}"]
+    zero, ddp = (out / f"{BY_BOTH_ENGINES}-{engine}" for engine in ("auto", "ddp"))
+    seconds = [statistics.median(series(run, "speed/seconds_per_step")) for run in (zero, ddp)]
+    line = f"{BY_BOTH_ENGINES}, ZeRO-1 {1e3 * seconds[0]:.1f} ms a step, DDP {1e3 * seconds[1]:.1f} ms"
+    say(f"{line}: engine={'deepspeed' if seconds[0] <= seconds[1] else 'ddp'} is faster")
+    return [] if losses(zero) == losses(ddp) else [f"{line}; their losses differ"]
 
 
 def _recipe(name: str, device: torch.device, out: Path, steps: int) -> tuple[str, list[str]]:

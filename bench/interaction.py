@@ -7,13 +7,15 @@ turns, and one contender's processes run directly after one another. AMX's kerne
 is CPU time, all cores together; a ratio is the median of the ratios within a round, so that other work on the machine
 strikes both sides of it. Threads that wait sleep (OMP_WAIT_POLICY=passive), because spinning would count as work.
 Captions have 20 tokens on average; d = 256. A shape is measured for so many seconds, and two rounds at least.
-``--quick`` measures 96 pairs for 25 s. Last comes distillation: a query's own documents, by the engine and by an einsum
-with masks; ``--kd`` measures it alone.
+``--quick`` measures 96 pairs for 25 s. Last come distillation, a query's own documents by the engine and by an einsum
+with masks, and a search, 12 words against 10,000 pictures, by the engine and by PyTorch's product and maximum;
+``--kd`` and ``--search`` measure them alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import statistics
 import subprocess
@@ -31,10 +33,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from late_interaction import Similarity, SmoothMaximum, contrastive_loss, late_interaction, native
 from late_interaction.adapters import colbert_kd_scores
+from late_interaction.retrieval import text_scores
 
 QUICK = (96, 49)  # pairs, image tokens
 # Distillation: queries of 32 tokens, and for each so many documents of so many tokens at least and at most.
 DISTILLATIONS = [(16, 8, 60, 180), (16, 8, 180, 180), (32, 16, 60, 180)]
+SEARCH = (10_000, 36, 12)  # pictures, tokens of each, words
 SHAPES = [(64, 49), (256, 49), (512, 49), (64, 256), (256, 256)]
 EACH_SHAPE, QUICK_SHAPE = 120.0, 25.0  # seconds
 # What limits the other libraries to an instruction set. The portable kernels have no rival to compare with.
@@ -57,7 +61,15 @@ RATIOS = [  # the time of the first over that of the second
     ("einsum_longest", "native"),
     ("einsum_longest", "tiled"),
     ("kd", "kd_einsum"),
+    ("search_bf16", "product_bf16"),
+    ("search_int8", "product_int8"),
+    ("search_bf16", "numkong"),
+    ("search_bf16", "maxsim_cpu"),
 ]
+
+# How many products of all tokens a step is, and which contender is one: the rest of a step is a loss against the peak.
+PRODUCTS = {"native": (1, "product"), "smooth": (4, "product"), "native_bf16": (1, "product_bf16"),
+            "smooth_bf16": (4, "product_bf16")}  # fmt: skip
 
 # ---- the contenders: each turns one problem into a step to be timed ------------------------------------
 
@@ -191,6 +203,36 @@ def distillation(shape: tuple[int, ...], ours: bool) -> Step:
     return step
 
 
+def search(shape: tuple[int, ...], name: str) -> Step:
+    """Return a search for one text, d = 128: the scores of all pictures, by the engine or by PyTorch."""
+    pictures, patches, count = shape
+    generator = torch.Generator().manual_seed(0)
+    words, tokens = (F.normalize(torch.randn(n, 128, generator=generator), dim=-1) for n in (count, pictures * patches))
+    scales = None
+    kind, one = (torch.int8, 127) if name.endswith("int8") else (torch.bfloat16, 1)
+    if one > 1:
+        scales = tokens.abs().amax(1) / one
+        tokens = (tokens / scales[:, None]).round()
+    tokens, rounded = tokens.to(kind), (words * one).to(kind).T.contiguous()
+    lengths = torch.full((pictures,), patches)
+    if name.startswith("search"):
+        return lambda: text_scores(words, tokens, scales, lengths=lengths)
+    if name == "maxsim_cpu":
+        theirs, items = importlib.import_module(name), tokens.float().view(pictures, patches, -1).numpy()
+        return lambda: theirs.maxsim_scores(words.numpy(), items)
+    if name == "numkong":
+        theirs, bf16 = importlib.import_module(name), importlib.import_module("ml_dtypes").bfloat16
+        query, *packed = map(
+            theirs.maxsim_pack, [n.float().numpy().astype(bf16) for n in (words, *tokens.split(patches))]
+        )
+        return lambda: [theirs.maxsim_packed(query, item) for item in packed]
+    product = torch.mm if scales is None else torch._int_mm
+    return lambda: product(tokens, rounded).view(pictures, patches, -1).amax(1).float().mean(1)
+
+
+# Of the other libraries those that are installed (numkong with ml_dtypes); maxsim-cpu takes float32.
+OTHERS = [name for name in ("numkong", "maxsim_cpu") if importlib.util.find_spec(name)]
+SEARCHES = ["search_bf16", "product_bf16", *OTHERS, "search_int8", "product_int8"]
 CONTENDERS: dict[str, Callable[[Problem], Step]] = {
     "product": product,
     "product_bf16": lambda problem: product(problem, torch.bfloat16),
@@ -222,8 +264,12 @@ def answer(shape: tuple[int, ...]) -> None:
     for line in sys.stdin:
         name = line.strip()
         if name not in steps:
-            kd = name.startswith("kd")
-            steps[name] = distillation(shape, name == "kd") if kd else CONTENDERS[name](random_problem(*shape))
+            if len(shape) == len(SEARCH):
+                steps[name] = search(shape, name)
+            elif name.startswith("kd"):
+                steps[name] = distillation(shape, name == "kd")
+            else:
+                steps[name] = CONTENDERS[name](random_problem(*shape))
             steps[name]()
             if name.startswith(("native", "smooth")):
                 print(f"{name}: its backward has {native.units()} units of work at once", file=sys.stderr)
@@ -301,6 +347,14 @@ def measure_shape(shape: tuple[int, ...], title: str, isas: list[str], names: li
     print("\nRatios:\n")
     ratios = {isa: ratios_of(of_isa) for isa, of_isa in taken.items()}
     print_table(ratios[isas[0]], {isa: list(medians.values()) for isa, medians in ratios.items()})
+    if counted := {name: PRODUCTS[name] for name in names if name in PRODUCTS and PRODUCTS[name][1] in names}:
+        print("\n% of the fastest product's rate, forward and backward; the smooth maximum is four products:\n")
+        least = {isa: {name: min(of_isa[name].values()) for name in names} for isa, of_isa in taken.items()}
+        shares = {
+            isa: [f"{100 * count * of[one] / of[name]:.0f}" for name, (count, one) in counted.items()]
+            for isa, of in least.items()
+        }
+        print_table(counted, shares)
 
 
 def print_table(head: Iterable[str], rows: dict[str, list[str]]) -> None:
@@ -314,6 +368,7 @@ def print_table(head: Iterable[str], rows: dict[str, list[str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kd", action="store_true", help="distillation alone, which else comes last")
+    parser.add_argument("--search", action="store_true", help="a search alone, which else comes last, too")
     parser.add_argument("--quick", action="store_true", help="one shape, about a minute")
     shapes = {f"{images}x{patches}": (images, patches) for images, patches in SHAPES}
     parser.add_argument("--shape", nargs="+", choices=shapes, help="pairs x image tokens; all by default")
@@ -329,13 +384,17 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     seconds = options.seconds or (QUICK_SHAPE if options.quick else EACH_SHAPE)
     pairs = [QUICK] if options.quick else [shapes[name] for name in options.shape or shapes]
-    for shape in [] if options.kd else pairs:
+    alone, last = options.kd or options.search, not (options.shape or options.only)
+    for shape in [] if alone else pairs:
         fits = shape[0] ** 2 * shape[1] * 77 * 4 * 4 < 8e9  # the padded form, with four copies of the similarity
         names = [name for name in options.only or CONTENDERS if fits or not name.startswith("einsum")]
         measure_shape(shape, f"{shape[0]} pairs of {shape[1]} image tokens", isas, names, seconds)
-    for queries, ways, shortest, longest in [] if options.shape or options.only else DISTILLATIONS:
+    for queries, ways, shortest, longest in DISTILLATIONS if last and not options.search else []:
         title = f"{queries} queries with {ways} documents of {shortest} to {longest} tokens each"
         measure_shape((queries, ways, shortest, longest), title, isas, ["kd", "kd_einsum"], 10.0)
+    if last and not options.kd:
+        title = "{:,} pictures of {} tokens and a text of {}".format(*SEARCH)
+        measure_shape(SEARCH, title, isas, SEARCHES, 10.0)
 
 
 if __name__ == "__main__":

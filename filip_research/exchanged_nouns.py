@@ -24,7 +24,7 @@ from filip.common import citations
 from filip.text.tokenizer import BOS, EOS, token_texts
 from filip.text.words import FUNCTION_WORDS
 from filip.train.losses.similarity import pooled_memory
-from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, sum_of
+from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
 from late_interaction import distributed_pooled_similarity
 
 
@@ -46,7 +46,7 @@ def compute(batch: LossInput) -> TermOutput:
     own = similarity.i2t[:, batch.offset : batch.offset + len(wrong)].diagonal()
     right = ((own > wrong).to(wrong.dtype) * exists).sum() / exists.sum().clamp(min=1)
     metrics = {"accuracy/exchanged": right, "tokens/exchanged_share": exists.mean()}
-    return TermOutput(sum_of([plain.loss, 0.5 * (added * exists).mean()]), plain.metrics | metrics)
+    return TermOutput(plain.loss + 0.5 * (added * exists).mean(), plain.metrics | metrics)
 
 
 def memory(shape: BatchShape) -> float:

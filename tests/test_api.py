@@ -49,6 +49,7 @@ def test_similarities_equal_the_evaluations_to_the_bit(interaction: str, folder:
     result = load(path, device="cpu").similarity(images, TEXTS, batch_size=3)
     assert result.i2t.shape == result.t2i.shape == (4, 4)
     assert torch.equal(result.i2t, expected.i2t) and torch.equal(result.t2i, expected.t2i)
+    assert torch.equal(result.i2t, result.t2i) == (interaction == "pooled")
 
 
 @pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
@@ -81,7 +82,8 @@ def test_alignment_is_the_one_behind_the_similarity(folder: Path) -> None:
     path = pictures(folder)[0]
     result = model.align(path, TEXTS[1])
     assert result.tokens == ["[BOS]", "a", "black", "dog", "runs", "on", "the", "beach", "[EOS]"]
-    assert result.similarity.shape == (4, 4, 9)
+    image, text = model.encode_images([path])[0], model.encode_texts([TEXTS[1]]).values
+    torch.testing.assert_close(result.similarity, (image @ text.T).view(4, 4, 9))
     scores = model.similarity([path], [TEXTS[1]])
     assert result.similarity.amax(2).mean().item() == pytest.approx(scores.i2t.item(), abs=1e-6)
     assert result.similarity.amax((0, 1)).mean().item() == pytest.approx(scores.t2i.item(), abs=1e-6)

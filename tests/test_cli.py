@@ -8,7 +8,6 @@ import pytest
 
 import filip
 from filip.__main__ import GROUPS, choose, commands, overview, run
-from filip.common.errors import UserError
 from tests.support.processes import run_python, run_well
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,20 +36,6 @@ def test_the_list_needs_no_third_party_package_and_a_group_lists_its_own() -> No
     everything, group = result.stdout.split("filip COMMAND key=value")[1:]
     assert "data download" in everything
     assert "report tables" in group and "data download" not in group
-
-
-def test_a_typo_is_answered_with_the_command_that_was_meant() -> None:
-    for typed, meant in (
-        (["data", "downlaod", "source=cc3m"], "data download"),
-        (["picture"], "eval picture"),
-        (["eval", "tabel"], "eval table"),
-        (["trian"], "train"),
-    ):
-        with pytest.raises(UserError, match=rf"no command '{' '.join(w for w in typed if '=' not in w)}'.*'{meant}'"):
-            choose(typed, commands())
-    with pytest.raises(UserError, match="`filip` lists all commands"):
-        choose(["xyzzy"], commands())
-    assert choose(["data", "text-rules", "list=l"], commands())[0].module == "filip.data.text_rules"
 
 
 @pytest.mark.parametrize("typed", ["data", "report --help", "report -h", "help data"])
@@ -83,10 +68,7 @@ def test_a_plain_argument_of_a_command_is_no_mistyped_command() -> None:
     ):
         command, rest = choose(typed, commands())
         assert (command.words, rest) == (tuple(typed[:words]), typed[words:])
-    with pytest.raises(UserError, match=r"^there is no command 'eval results'"):
-        choose(["eval", "results"], commands())
-    with pytest.raises(UserError, match=r"^'index' is a group of commands; give one of index build"):
-        choose(["index", "model=m"], commands())
+    assert choose(["data", "text-rules", "list=l"], commands())[0].module == "filip.data.text_rules"
 
 
 @pytest.mark.slow

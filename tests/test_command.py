@@ -109,21 +109,6 @@ def test_what_launchers_append_is_passed_over(tmp_path: Path) -> None:
     assert compose_config(Options, ["--local_rank=0", "--local-rank=1", "number=2"]).number == 2
 
 
-def test_an_argument_without_a_key_is_answered_with_the_keys_that_are_missing() -> None:
-    @dataclass
-    class Search:
-        index: str = option(MISSING, "required")
-        text: str = option(MISSING, "required")
-        count: int = option(10, "not required")
-
-    with pytest.raises(UserError, match=r"^'photos.index' has no key: .* e.g. index=photos.index 'text=a red bike'"):
-        compose_config(Search, ["photos.index", "a red bike", "count=3"])
-    with pytest.raises(UserError, match=r"e\.g\. text=bike"):
-        compose_config(Search, ["index=photos.index", "bike"])
-    with pytest.raises(UserError, match=r"^'x' has no key: every argument is key=value \(see --help\)"):
-        compose_config(Search, ["index=a", "text=b", "x"])
-
-
 @pytest.mark.parametrize(
     "given",
     [

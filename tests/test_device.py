@@ -34,10 +34,6 @@ def test_an_accelerator_is_what_torch_reports(monkeypatch: pytest.MonkeyPatch) -
     assert evaluation_precision(best_device()) == "bf16"
 
 
-def test_the_figures_of_a_model_do_not_depend_on_the_cpu() -> None:
-    assert evaluation_precision(torch.device("cpu")) == "fp32"
-
-
 @pytest.mark.parametrize(
     ("capability", "built", "runs"),
     [

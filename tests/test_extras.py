@@ -4,7 +4,6 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from bench.size import imported
 from filip.__main__ import commands
 from filip.cli.extras import extra_of
 from workflow.install import TIERS
@@ -64,23 +64,13 @@ def module_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(tree: ast.AST, inside_functions: bool) -> Iterator[str]:
-    """Yield names of imported modules, except under TYPE_CHECKING."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield from imports(node, inside_functions)
-
-
 @cache
 def imports_of(file: Path, inside_functions: bool) -> frozenset[str]:
-    return frozenset(imports(ast.parse(file.read_text()), inside_functions))
+    if not inside_functions:
+        return frozenset(imported(file))
+    nodes = [*ast.walk(ast.parse(file.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return frozenset(names | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level})
 
 
 def third_party(names: frozenset[str]) -> set[str]:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from filip.common.errors import UserError
-from filip.common.files import explained, locked, naming, replacing, write_json
+from filip.common.files import explained, naming, replacing, write_json
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,11 +36,6 @@ def test_what_fails_half_way_leaves_the_file_as_it_was_and_says_which(tmp_path: 
         os.write(os.open("/dev/full", os.O_WRONLY), b"x")
     assert full.value.filename == str(path) and path.read_text() == "1\n"
     assert [one.name for one in tmp_path.iterdir()] == ["f.json"]
-
-
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    with locked(tmp_path / "lock"), pytest.raises(UserError, match="busy"), locked(tmp_path / "lock", "busy"):
-        pass
 
 
 def test_a_table_that_finds_the_disk_full_is_answered_as_any_other_file(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from filip import resources
-from filip.common.errors import UserError
 from filip.data.cards import load_source
 from filip.eval.cards import load_card
 from filip.eval.prompts import load_ensemble
@@ -35,21 +34,3 @@ def test_a_file_in_the_working_directory_comes_before_the_packages(empty: Path) 
     assert load_source("cc3m").title == load_source("data/cc3m.yaml").title == "My own"
     (empty / "data/mine.yaml").write_text("title: Mine\n")
     assert {"mine", "cc3m", "coco"} <= set(resources.names("source"))
-
-
-def test_a_path_elsewhere_is_not_replaced_by_a_card_of_the_same_name(empty: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"^there is no source card, file or folder 'lists/cc3m\.yaml'; did you mean 'cc3m' "
-    ):
-        resources.find("source", "lists/cc3m.yaml")
-
-
-def test_a_name_that_is_not_found_says_what_was_looked_for_where_and_what_is_known(empty: Path) -> None:
-    with pytest.raises(UserError) as error:
-        resources.find("benchmark", "cifar11")
-    message = str(error.value)
-    assert message.startswith("there is no benchmark card, file or folder 'cifar11'; did you mean 'cifar10' or ")
-    assert str(resources.shipped("eval")) in message and len(message) < 300
-    Path("photos").mkdir()
-    with pytest.raises(UserError, match=r"'photso'; did you mean 'photos'\? The benchmark cards are \d+, all in"):
-        resources.find("benchmark", "photso")

@@ -1,4 +1,4 @@
-"""Forty wrong command lines, one of each kind: each is answered by one sentence that names the mistake."""
+"""Wrong command lines, one of each kind: each is answered by one sentence that names the mistake."""
 
 import re
 import shlex
@@ -33,6 +33,7 @@ JARGON = re.compile(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wrong")
     write_model(folder / "filip.safetensors", "token_wise")
+    write_model(folder / "clip.safetensors", "pooled")
     (folder / "photos").mkdir()
     for number in range(8):
         picture(number, 48).save(folder / "photos" / f"{number}.png")
@@ -41,6 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "notes.txt").write_text("just a text\n")
     (folder / "broken.safetensors").write_bytes(b"no model")
     (folder / "pairs.csv").write_text("url,caption\nhttp://a.org/1.jpg,a dog on the beach\n")
+    (folder / "odd.csv").write_text("image,width\na.png,3\n")
+    (folder / "lost.csv").write_text("image,caption\na.png,a cat\n")
     rows = {"url": ["http://a.org/1.jpg", "http://a.org/2.jpg"], "caption": ["a dog", "a cat"]}
     pq.write_table(pa.table(rows), folder / "list.parquet")
     (folder / "result.json").write_text('{"a": 1}\n')
@@ -66,6 +69,7 @@ def test_a_wrong_command_line_is_answered_with_a_sentence_that_names_the_mistake
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", shlex.split(line))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     before = set(folder.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
         run_line(shlex.split(line))

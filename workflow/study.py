@@ -23,8 +23,7 @@ from filip.data.ingest import state_of_images
 from filip.eval.cards import load_card
 from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS
 from filip.study import Study, resolve
-from filip.study.benchmarks import check_evaluation_options, evaluation_options
-from filip.study.config_checks import check_accuracy_of
+from filip.study.config_checks import ALL, check_accuracy_of, check_evaluation_options
 from workflow.launch import Launch, wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,10 +156,17 @@ class WorkflowStudy(Study):
         """Return the study's own options of ``filip data score``."""
         return [f"{option}={_override(value)}" for option, value in (self.score or {}).items()]
 
-    def parts(self, source: str, stage: str) -> list[str]:
-        """Return the jobs that share a stage of a source, by `data.parts`; none if one job does it all."""
+    def part(self, wildcards: Any) -> str:
+        """Return the part of its stage that a job does; "null" for the job that does or merges it all."""
+        return f"{wildcards.part}/{wildcards.parts}" if wildcards.get("part") else "null"
+
+    def parts(self, source: str, stage: str, part: str | None = None) -> list[str]:
+        """Return the jobs that share a stage of a source, by `data.parts`; none if one job does it all.
+
+        part: of the job that asks: it waits for no other.
+        """
         served = stage == "download" and self.source_cards[source].served_by  # by one server, on one port
-        count = 1 if served else self.data_parts
+        count = 1 if served or part else self.data_parts
         folder = f"{self.data_dir}/{source}/parts/{stage}"
         return [f"{folder}/{part}-of-{count}" for part in range(count)] if count > 1 else []
 
@@ -260,10 +266,6 @@ class WorkflowStudy(Study):
                     f"study config, '{name}' on {launch.nodes} x {launch.ranks_per_node} ranks: {error}; a run, a "
                     "fine-tuning or efficiency_train may have its own launch, e.g. launch: {nodes: 2}"
                 ) from error
-
-    def quoted_arguments(self, run: str) -> str:
-        """Return `train_arguments` for a shell command line."""
-        return shlex.join(self.train_arguments(run))
 
     def train_inputs(self, run: str) -> dict[str, Any]:
         """Return the files that a training needs: the manifests of its sources and the weights it starts from."""
@@ -387,9 +389,6 @@ class WorkflowStudy(Study):
         """Return an evaluation's name for the model: a file of this study, or ``open_clip:ARCHITECTURE[:WEIGHTS]``."""
         return self.peers[name]["model"] if name in self.peers else self.weights(name)
 
-    def cards(self, protocol: str) -> list[str]:
-        return [self.card_file(name) for name in self.benchmarks(protocol)]
-
     def card_file(self, name: str) -> str:
         """Return the file of a card."""
         return edited(f"eval/{name}.yaml")
@@ -425,10 +424,6 @@ class WorkflowStudy(Study):
             "data": [str(place) for name in names if (place := self.data_of(name)) and place.exists()],
         }
 
-    def job_arguments(self, wildcards: Any) -> str:
-        """Return the arguments of a job's command, without ``out=``, for a shell."""
-        return self.evaluation_arguments(wildcards.run, wildcards.card if self.per_card else None)
-
     def data_of(self, name: str) -> Path | None:
         """Return where a card's data are that a job per card may find missing; None if it has no such place."""
         if name not in self._places:
@@ -460,12 +455,25 @@ class WorkflowStudy(Study):
         given["only"] = "{" + ",".join(f"{protocol}:[{','.join(cards)}]" for protocol, cards in on.items()) + "}"
         if "retrieval" in on and model in self.fine_tunes:
             given["retrieval.fine_tuned_on"] = self.fine_tunes[model]["source"]
-        given |= evaluation_options(self.config, model, list(on))
+        given |= self._evaluation_options(model, list(on))
         return shlex.join(f"{key}={value}" for key, value in given.items())
+
+    def _evaluation_options(self, model: str, protocols: list[str]) -> dict[str, str]:
+        """Return ``{key: value}`` for ``filip eval protocols=[…]`` beyond model, root, data and out.
+
+        A later one wins: the study's ``eval.prompts``, without which a peer has the prompts and the ensemble of its
+        authors, ``eval.overrides``, the peer's own ``eval``.
+        """
+        peer = self.peers.get(model)
+        options = [f"prompts={self.evaluation.get('prompts', PROMPTS if peer is None else AUTO)}"]
+        for overrides in (self.evaluation.get("overrides", {}), (peer or {}).get("eval", {})):
+            options += overrides.get(ALL, [])
+            options += [f"{protocol}.{text}" for protocol in protocols for text in overrides.get(protocol, [])]
+        return dict(text.split("=", 1) for text in options)
 
     def prompt_file(self, model: str) -> list[str]:
         """Return the files of prompts that an evaluation may read; none if the prompt is on its command line."""
-        prompts = evaluation_options(self.config, model, [])["prompts"]
+        prompts = self._evaluation_options(model, [])["prompts"]
         if prompts == AUTO:
             return [edited(PROMPTS), edited(CLIP_PROMPTS)]
         return [edited(prompts)] if "{c}" not in prompts else []
@@ -503,10 +511,6 @@ class WorkflowStudy(Study):
         return str(self.config.get("efficiency_train", {}).get("gathered", "null"))
 
     # ---- report --------------------------------------------------------------------------------------
-
-    def report_cards(self) -> list[str]:
-        """Return the cards of all benchmarks: tables take titles and metrics from them."""
-        return [self.card_file(name) for name in self.all_benchmarks]
 
     @property
     def config_file(self) -> str:

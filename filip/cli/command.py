@@ -118,43 +118,28 @@ def run_command(
     schema, config_name: as for :func:`compose_config`. quiet: print neither help nor message (ranks beyond the first).
     words: the options that arguments without a name set, in order.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
     with stopped_by_ctrl_c(), reader_may_leave():
-        _run(main, schema, config_name, list(sys.argv[1:] if argv is None else argv), quiet, words)
-
-
-def _run(
-    main: Callable[[T], Any],
-    schema: type[T],
-    config_name: str | None,
-    arguments: list[str],
-    quiet: bool,
-    words: Sequence[str],
-) -> None:
-    if "-h" in arguments or "--help" in arguments:
-        if not quiet:
-            print(help_text(main, schema, words))
-        return
-    try:
+        if "-h" in arguments or "--help" in arguments:
+            if not quiet:
+                print(help_text(main, schema, words))
+            return
         try:
             arguments = _named(arguments, words)
             config = compose_config(schema, arguments, config_name)
             check_outputs(config)
             main(config)
-        except ModuleNotFoundError as error:
-            raise missing_extra(error, module_name(main)) from error
-        except UserError:
-            raise
         except Exception as error:
-            values = [argument.partition("=")[2] for argument in arguments]
-            of_disk = disk_error(error)
-            sentence = None if of_disk is None else explained(of_disk, values)
-            if sentence is None:
+            fault: Exception | None = error
+            if isinstance(error, ModuleNotFoundError):
+                fault = missing_extra(error, module_name(main))
+            elif not isinstance(error, UserError) and (of_disk := disk_error(error)):
+                fault = explained(of_disk, [argument.partition("=")[2] for argument in arguments])
+            if not isinstance(fault, UserError):
                 raise
-            raise sentence from error
-    except UserError as error:
-        if not quiet:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+            if not quiet:
+                print(f"error: {fault}", file=sys.stderr, flush=True)
+            sys.exit(fault.exit_code)
 
 
 def _named(arguments: list[str], words: Sequence[str]) -> list[str]:

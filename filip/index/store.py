@@ -27,13 +27,12 @@ from torch import Tensor
 from filip.common.errors import UserError, first_line
 from filip.common.files import naming, nothing_at, write_json
 from filip.eval.scorer import Scorer, Texts
+from late_interaction.retrieval import text_scores
 
 DTYPES = ("float32", "float16", "int8")
 FORMAT = 5
 PATIENCE = 30.0  # seconds to wait for another process to end its transaction
 BLOCK = 64 << 20  # bytes of float32 tokens that are scored at a time
-# bytes of stored tokens that are multiplied at a time: with fewer, the threads wait for each other
-MULTIPLIED = 128 << 20
 RERANKED = 1000  # images that are scored exactly, if there are more and their tokens are int8
 TABLES = """
 CREATE TABLE images (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, row INTEGER NOT NULL, crc INTEGER NOT NULL)
@@ -281,7 +280,9 @@ class Index:
         texts = Texts(texts.values.float(), texts.lengths)  # a model in 16 bits gives others
         if self.about.dtype != "int8" or len(rows) <= RERANKED:
             return self._exact(scorer, texts, rows)
-        scores = quick_scores(self._tokens, texts.values.cpu())[torch.from_numpy(rows)]
+        scales = torch.from_numpy(np.ascontiguousarray(self._tokens["scale"]))
+        values = torch.from_numpy(self._tokens["values"])
+        scores = text_scores(texts.values.cpu(), values, scales)[torch.from_numpy(rows)]
         best = scores.topk(RERANKED).indices
         scores[best] = self._exact(scorer, texts, rows[best.numpy()])
         return scores
@@ -332,23 +333,3 @@ def restored(stored: np.ndarray) -> Tensor:
     if "scale" in (stored.dtype.names or ()):
         values *= stored["scale"][..., None]
     return torch.from_numpy(values)
-
-
-def quick_scores(stored: np.ndarray, words: Tensor) -> Tensor:
-    """Return s^T of one text for all stored int8 tokens, to about 0.001 of a cosine, without making floats of them.
-
-    stored: [images, n1]. words: float32 [t, d]. The words are rounded to 7 bits, since CPUs without VNNI add pairs of
-    products in 16 bits. Returns float32 [images].
-    """
-    count, dim = stored.shape[1], words.shape[1]
-    scale = words.abs().amax(1).clamp(min=1e-12) / 63
-    whole = (words / scale[:, None]).round().to(torch.int8).T
-    scores = []
-    step = max(1, MULTIPLIED // (count * stored.dtype.itemsize))
-    for start in range(0, len(stored), step):
-        block = stored[start : start + step]
-        values = torch.from_numpy(block["values"].reshape(-1, dim))
-        products = torch._int_mm(values, whole).view(len(block), count, -1)
-        cosines = products * torch.from_numpy(np.ascontiguousarray(block["scale"]))[..., None]
-        scores.append((cosines.amax(1) * scale).mean(1))
-    return torch.cat(scores)

@@ -37,7 +37,6 @@ from filip.images.rgb import UNDECODABLE
 from filip.loading.config import StreamConfig, batches_ahead
 from filip.loading.crops import Crop, pack, read_image
 from filip.loading.epoch_order import EpochOrder, group_length
-from filip.loading.feature_maps import NoFeatures, map_path, open_maps
 from filip.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
 from filip.loading.tar_cache import TarCache
 from filip.loading.transforms import TrainTransform
@@ -141,7 +140,7 @@ class PairStream(Dataset[Batch]):
                 else:
                     features = np.array(maps[sample - int(index.starts[shard])])
                     if np.isnan(features[0, 0, 0]):
-                        raise NoFeatures("not decodable when the feature maps were made")
+                        raise ValueError("not decodable when the feature maps were made")
                     image = torch.from_numpy(features)
                 text = captions.text(row, draw, data_config.back_translation)
                 problems["substituted"] += attempt > 0
@@ -177,7 +176,7 @@ class PairStream(Dataset[Batch]):
         else:
             captions = ShardCaptions.from_sidecar(sidecar_path(index.source, tar))
         folder = self.config.feature_maps
-        maps = None if folder is None else open_maps(map_path(folder, index, shard))
+        maps = None if folder is None else open_maps(index.map_path(folder, shard))
         self._open[place] = opened = _OpenShard(self.cache.open(tar), captions, maps)
         return opened
 
@@ -201,6 +200,17 @@ class PairStream(Dataset[Batch]):
                 raise
 
         return patiently(read, index.tars[shard])
+
+
+def open_maps(path: Path) -> np.ndarray:
+    """Return a shard's feature maps, mapped into memory."""
+    try:
+        maps: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"cannot read the feature maps {path}: {error}; delete the file and start again, and they are made anew"
+        ) from error
+    return maps
 
 
 def patiently(read: Callable[[], T], tar: Path) -> T:

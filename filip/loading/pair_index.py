@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from filip.common.errors import DamagedFileError, UserError, counted
-from filip.common.files import locked
+from filip.common.files import digest, locked
 from filip.common.progress import track
 from filip.data.lists.parquet_rows import whole_file
 from filip.data.remote_tars import address, state_of
@@ -62,6 +62,13 @@ class SourceIndex:
 
     def __len__(self) -> int:
         return len(self.offset)
+
+    def map_path(self, folder: Path, shard: int) -> Path:
+        """Return where the feature maps of a shard's images are, see :mod:`filip.loading.stem_maps`."""
+        tar, start = self.tars[shard], int(self.starts[shard])
+        used = self.offset[start : start + int(self.counts[shard])]
+        state = state_of(tar) or ()
+        return folder / f"{tar.stem}-{digest([str(tar.resolve()), *state, used.tolist()])[:16]}.npy"
 
 
 def index_source(

@@ -1,4 +1,10 @@
-"""Make the feature maps of a frozen stem for every image of a training (data.feature_cache), shard by shard."""
+"""Make the feature maps of a frozen stem for every image of a training (data.feature_cache), shard by shard.
+
+Each image passes through it once, and not once an epoch. One file a shard, ``<name of the tar>-<state>.npy``: float16
+``[images, channels, rows, columns]``, an image for each usable sample in the order of the index. The state is the tar's
+and its used part's, so that the file of a shard that has changed is never read; the folder is one for each network and
+image size. An image that could not be decoded has NaN everywhere.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,6 @@ from filip.common.files import claimed, locked, replacing
 from filip.common.progress import Progress
 from filip.images.eval_transform import normalize_planes
 from filip.images.rgb import UNDECODABLE
-from filip.loading.feature_maps import map_path
 from filip.loading.loader import PairStream, patiently
 from filip.models import DualEncoder
 from filip.models.stem import Stem
@@ -61,7 +66,7 @@ def fill(
     assert stem is not None
     stem = stem.folded().to(device)
     shards = [(source, n) for source, index in enumerate(stream.indices) for n in range(len(index.tars))]
-    paths = {shard: map_path(folder, stream.indices[shard[0]], shard[1]) for shard in shards}
+    paths = {shard: stream.indices[shard[0]].map_path(folder, shard[1]) for shard in shards}
     images = {shard: int(stream.indices[shard[0]].counts[shard[1]]) for shard in shards}
     missing = [shard for shard in shards if not paths[shard].exists()]
     done: set[tuple[int, int]] = set()

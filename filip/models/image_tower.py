@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from filip.common.errors import UserError
+from filip.common.errors import UserError, first_line
 from filip.models.config import ImageTowerConfig
 from filip.models.stem import Stem, stem_layer
 
@@ -93,6 +93,11 @@ class ImageTower(nn.Module):
         self.trunk.set_input_size(img_size=(image_size, image_size))
 
 
+_CHOICE = (
+    "Choose a VisionTransformer or an Eva (DINOv3, PE-Core), which give patch tokens: most of timm.list_models('vit_*')"
+)
+
+
 def _create_trunk(config: ImageTowerConfig) -> VisionTransformer | Eva:
     arguments: dict[str, Any] = dict(config.options)
     sizes = {
@@ -111,12 +116,12 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer | Eva:
     try:
         trunk = timm.create_model(config.timm, img_size=config.image_size, num_classes=0, global_pool="", **arguments)
     except (RuntimeError, TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"timm cannot build model.image.timm={config.timm!r} with {arguments}: {error}") from error
-    if not isinstance(trunk, VisionTransformer | Eva):
+        given = ", ".join(f"{name}={value}" for name, value in arguments.items())
         raise UserError(
-            f"model.image.timm={config.timm!r} is a {type(trunk).__name__}; choose a VisionTransformer or an Eva "
-            "(DINOv3, PE-Core), which give patch tokens: most of timm.list_models('vit_*')"
-        )
+            f"timm cannot build model.image.timm={config.timm!r} with {given}: {first_line(error)}. {_CHOICE}"
+        ) from error
+    if not isinstance(trunk, VisionTransformer | Eva):
+        raise UserError(f"model.image.timm={config.timm!r} is a {type(trunk).__name__}. {_CHOICE}")
     patches: Any = trunk.patch_embed
     rows, columns = patches.feat_ratio(as_scalar=False)
     if config.image_size % rows or config.image_size % columns:

@@ -23,7 +23,7 @@ from filip.eval.text_tokens import CHOICES
 from filip.explore.names import NothingKnownError, listed, unknown_words
 from filip.images.rgb import IMAGE_FILES, UNDECODABLE, upright_size
 from filip.index.build import Build, OtherIndexError, scorer_of, up_to_date
-from filip.index.store import FORMAT, Index
+from filip.index.store import FORMAT, About, Index
 from filip.runs.saved_files import weights_of
 from filip.search.hits import boxes, write_hits
 from filip.search.ranking import Ranked, is_picture, query_of, rank, with_article
@@ -113,6 +113,7 @@ def _opened(config: Search) -> tuple[Index, Scorer]:
             f"the tokens of {len(damaged):,} images in {config.images} are damaged, such as {damaged[0]}: "
             "`filip index build` of the same folder encodes them again"
         )
+    _check_made_as(config, about)
     size = about.image_size or None
     return index, load_scorer(model, size, config.device, tokens=about.tokens, fit=about.fit)
 
@@ -127,6 +128,7 @@ def _of_folder(config: Search) -> tuple[Index, Scorer]:
     build = Build(model, config.images, str(out), tokens=config.tokens, fit=config.fit, device=config.device)
     if (out / "about.json").is_file():  # it stays as it was made
         about = Index.open(out).about
+        _check_made_as(config, about)
         stored = ("dtype", "tokens", "fit")
         build = replace(build, **{name: getattr(about, name) for name in stored})
     scorer = scorer_of(build)
@@ -141,6 +143,17 @@ def _of_folder(config: Search) -> tuple[Index, Scorer]:
             raise
         say(f"searching the pictures as they were indexed before: {error}")
     return Index.open(out), scorer
+
+
+def _check_made_as(config: Search, about: About) -> None:
+    """Raise UserError for options that an existing index would ignore, since it was made without them."""
+    missing = ["tokens=true"] if config.tokens and not about.token_wise else []
+    missing += ["fit=crop"] if config.fit == "crop" != about.fit else []
+    if missing:
+        raise UserError(
+            f"the index {config.index or config.images} was made without {' '.join(missing)} and keeps that: build "
+            "another one with it (`filip index build`)"
+        )
 
 
 def place_of(config: Search, model: str) -> Path:

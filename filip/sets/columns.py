@@ -10,14 +10,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from filip.common.errors import UserError
 from filip.common.text_files import UNKNOWN, decoded
 from filip.sets.layout import SPLIT_COLUMNS, SPLITS, Reading, is_picture
-
-if TYPE_CHECKING:
-    from filip.sets.layout import Reading
 
 # If no column is named, the first of these that exists is used.
 IMAGE_COLUMNS = (

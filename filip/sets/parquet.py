@@ -110,12 +110,9 @@ def _schema(part: Path) -> pa.Schema:
 
 def image_bytes_column(path: Path) -> str | None:
     """Return the column of a Parquet file that holds images as bytes; None if it has none, or is not Parquet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
-        return bytes_column(pq.read_schema(path))
-    except (pa.ArrowException, OSError):
+        return bytes_column(_schema(path))
+    except UserError:
         return None
 
 

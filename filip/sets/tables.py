@@ -22,9 +22,14 @@ from typing import Any, BinaryIO, cast
 from filip.common.errors import UserError, first_line
 from filip.common.text_files import NotAFileError, TextLine, decoded, lines, read_file
 
-PLAIN = (".csv", ".tsv", ".jsonl", ".jsonlines", ".ndjson", ".parquet")
+KINDS = {  # of a table, by the end of its name
+    ".csv": "csv",
+    ".tsv": "tsv",
+    **dict.fromkeys((".jsonl", ".jsonlines", ".ndjson"), "jsonl"),
+    ".parquet": "parquet",
+}
 PACKED = (".gz", ".zst", ".bz2")
-SUFFIXES = (*PLAIN, *(table + packed for table in PLAIN[:-1] for packed in PACKED))
+SUFFIXES = (*KINDS, *(table + packed for table in KINDS if table != ".parquet" for packed in PACKED))
 JSON_PACKED = tuple(".json" + packed for packed in PACKED)
 LOOKED_AT = 1000  # the keys in this many lines of JSON are the columns
 LONGEST_RECORD = 100  # maximum lines of a quoted cell
@@ -86,8 +91,7 @@ def _kind(path: Path) -> str:
     name = path.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
-    ending = name.rpartition(".")[2]
-    return {"tsv": "tsv", "txt": "txt", "json": "json", "parquet": "parquet", "csv": "csv"}.get(ending, "jsonl")
+    return {**KINDS, ".txt": "txt", ".json": "json"}.get(Path(name).suffix, "jsonl")
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -17,7 +17,7 @@ from filip.common.errors import UserError
 from filip.data.cards import SourceCard, load_source, overridden
 from filip.data.engines import engine_class
 from filip.eval.cards import load_card
-from filip.study.benchmarks import check_evaluation_options
+from filip.study.config_checks import check_evaluation_options
 from filip.study.study import Study, load_study
 
 # Kinds of needs, and the rules of the workflow that have them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ import yaml
 from filip.common.errors import UserError
 from filip.data.cards import load_source
 from filip.eval.cards import load_card
-from filip.study.benchmarks import ALL
 from filip.study.table_kinds import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ NOT_COMPARED = (
     *("data.shuffle_window_shards", "data.reader_groups"),
     *("optimizer.base_lr", "model.init_temperature"),
 )
+SET_BY_THE_STUDY = ("model", "root", "data", "protocols", "only", "out", "run")  # no override of an evaluation may
+ALL = "all"  # beside the names of protocols: options that they all share
 WITH_A_CARD = ("alignment", "explorer", "search")  # keys that name one benchmark
 
 
@@ -165,6 +167,30 @@ def _check_cards(config: dict[str, Any]) -> None:
                 load(name)  # type: ignore[operator]
             except UserError as error:
                 raise UserError(f"study config, key {key}: {error}") from error
+
+
+def check_evaluation_options(config: Mapping[str, Any]) -> None:
+    """Refuse overrides that ``filip eval`` or their protocol does not have; name the key in the study."""
+    places = {f"eval.overrides.{name}": (name, given) for name, given in config["eval"].get("overrides", {}).items()}
+    for peer, entry in config.get("peers", {}).items():
+        places |= {f"peers.{peer}.eval.{name}": (name, given) for name, given in entry.get("eval", {}).items()}
+    if not any(given for _, given in places.values()):
+        return
+    # Only for a study that sets some options: these import PyTorch.
+    from filip.eval.__main__ import EvaluationOptions
+    from filip.eval.protocols import protocol_of
+
+    shared = [field.name for field in fields(EvaluationOptions) if field.name not in SET_BY_THE_STUDY]
+    for key, (protocol, given) in places.items():
+        options = shared if protocol == ALL else [field.name for field in fields(protocol_of(protocol).settings)]
+        for name in (text.split("=", 1)[0] for text in given):
+            if name not in options:
+                whose = "filip eval" if protocol == ALL else f"the protocol {protocol}"
+                there = f"; {name} is one of all protocols: give it in {ALL}" if name in shared else ""
+                raise UserError(
+                    f"study config, key {key}: {whose} has no option {name!r} that a study may set; "
+                    f"it has {', '.join(options) or 'none'}{there}"
+                )
 
 
 def check_accuracy_of(

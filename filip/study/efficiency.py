@@ -39,7 +39,7 @@ from filip.study import load_study
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine, make_engine, resolve_batching, settle_precision, to_device
 from filip.train.losses import Loss, resolve_weights
-from filip.train.losses.term import transport_dtype
+from filip.train.losses.similarity import transport_dtype
 from filip.train.ranks import Ranks, raise_together, start_ranks
 from filip.train.warm_start import adapt
 from late_interaction import late_interaction
@@ -114,7 +114,7 @@ class Step:
         if row.data.feature_cache is not None and stem is not None:
             shape = (stem.num_features, *model.image.grid)
         batch = random_batch(row, shape, self.batching.per_rank, config.seed + ranks.rank)
-        if self.loss.reads_further_captions:  # as long as the true ones: their words cost nothing
+        if self.loss.captions is not None:  # as long as the true ones: their words cost nothing
             batch |= {"further_ids": batch["ids"], "further_lengths": batch["lengths"]}
         self.batch = to_device(batch, ranks.device, torch.float16 if self.engine.is_fp16 else None)
         self.score: Callable[[Encoded], Tensor] = lambda encoded: self.loss(encoded, self.batch["group"]).loss

@@ -15,7 +15,7 @@ from filip.cli.command import run_command
 from filip.data.cards import load_source
 from filip.models import build_model
 from filip.study.study import Study, load_study
-from filip.train.engine import read_settings, settings_path
+from filip.train.engine import read_settings
 from filip.train.losses import resolve_weights
 from filip.train.optimizers import make_optimizer
 from filip.train.provenance import flat
@@ -123,7 +123,7 @@ def resolved_settings(study: Study, training: str) -> dict[str, Any]:
         "transport_dtype": config.precision if config.transport_dtype == "auto" else config.transport_dtype,
         "betas": ", ".join(map(str, lamb["betas"])),
         "epsilon": lamb["eps"],
-        "gradient clipping": read_settings(settings_path(config))["gradient_clipping"],
+        "gradient clipping": read_settings(config)["gradient_clipping"],
         "sources": ", ".join(sources),
         **{key: _only({rule(card) for card in cards}) for key, rule in _OF_CARDS.items()},
     }

@@ -6,7 +6,10 @@ resources (``workflow/study.py``), the report asks it for rows, labels and seeds
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,6 @@ from filip.common.files import nothing_at
 from filip.common.progress import say
 from filip.eval.families import PROMPTS
 from filip.study.config_checks import check_config
-from filip.study.grid import searched_settings, trials, with_seeds
 from filip.study.table_kinds import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
@@ -35,17 +37,21 @@ class Study:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config = check_config(config)
-        seeded = with_seeds(config)
         self.name: str = config["study"]
         self.title: str = config["title"]
-        self.runs: dict[str, dict[str, Any]] = seeded["runs"]
+        self._replicas: dict[str, list[str]] = {}
+        self.runs: dict[str, dict[str, Any]] = dict(config["runs"])
+        # seeds: 3 is each run once more with seed 1 and 2, averaged into its row of every table
+        for run, seed in itertools.product(config["runs"], range(1, config.get("seeds", 1))):
+            settings, name = config["runs"][run], f"{run}_s{seed}"
+            overrides = [*settings.get("overrides", []), f"seed={seed}"]
+            self.runs[name] = {**settings, "label": f"{settings['label']}, seed {seed}", "overrides": overrides}
+            self._replicas.setdefault(run, []).append(name)
         self.trials: dict[str, dict[str, Any]] = trials(config)
         self.fine_tunes: dict[str, dict[str, Any]] = config.get("fine_tune", {})
         self.efficiency: dict[str, dict[str, Any]] = config.get("efficiency", {})
         self.peers: dict[str, dict[str, Any]] = config.get("peers", {})
         self.evaluation: dict[str, Any] = config["eval"]
-        self._tables: dict[str, list[str]] = seeded["tables"]
-        self._replicas: dict[str, list[str]] = seeded["replicas"]
         self.results: str = f"results/{self.name}"
         self.data_dir: str = config.get("data_dir", f"{self.results}/data")
         # The corpus that is built here, with its list, its images and its benchmarks.
@@ -72,10 +78,6 @@ class Study:
         """
         single = set(protocols) & set(self.evaluation.get("one_seed", []))
         return [run] if single else [run, *self._replicas.get(run, [])]
-
-    def is_replica(self, run: str) -> bool:
-        """Return True for a run that only repeats another one with another seed."""
-        return any(run in members for members in self._replicas.values())
 
     def _first(self, run: str) -> str:
         """Return the run that this one repeats with another seed, or itself."""
@@ -165,13 +167,13 @@ class Study:
     def rows(self, table: str) -> list[str]:
         """Return the rows of a table in order: most kinds list runs, then peers. Without rows there is no table."""
         kind = TABLES[table]
-        runs = [run for run in self.runs if not self.is_replica(run)]
+        runs = list(self.config["runs"])
         if kind.rows == "evaluated":
             return list(self.config["tables"].get(table, runs if self.benchmarks(table) else []))
         if kind.rows != "listed":
             rows_by_table = {"efficiency": list(self.efficiency), "runs": runs}
             return rows_by_table.get(kind.rows, [*runs, *self.fine_tunes])
-        named = self._tables.get(table, [])
+        named = self.config["tables"].get(table, [])
         peers = self.peers if named and kind.with_peers else {}
         return list(dict.fromkeys([*named, *peers]))
 
@@ -215,6 +217,29 @@ class Study:
         """Return the name in tables of a training, a peer or an efficiency row."""
         entry = {**self.efficiency, **self.peers, **self.trained}.get(name, {})
         return str(entry.get("label", name))
+
+
+def searched_settings(config: Mapping[str, Any], run: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+    """Return the values to try of each setting of which a run takes the best: its own ``search``, or the study's."""
+    settings: Mapping[str, Sequence[Any]] = run.get("search", config.get("search", {}).get("settings", {}))
+    return settings
+
+
+def trials(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the trainings of the search by name: each run with each combination of values and each seed of it."""
+    by_name = {}
+    for name, run in config["runs"].items():
+        if settings := searched_settings(config, run):
+            for *values, seed in itertools.product(*settings.values(), config["search"]["seeds"]):
+                texts = [str(value) for value in values]
+                tried = dict(zip(settings, texts, strict=True))
+                words = [f"{setting.rpartition('.')[2]} {value}" for setting, value in tried.items()]
+                label = ", ".join([run["label"], *words, f"seed {seed}"])
+                given = [f"{setting}={value}" for setting, value in tried.items()]
+                overrides = [*run.get("overrides", []), *given, f"seed={seed}"]
+                trial = "-".join([name, *(re.sub(r"[^\w.-]+", "_", value) for value in texts)])
+                by_name[f"{trial}_s{seed}"] = {**run, "label": label, "overrides": overrides, "run": name}
+    return by_name
 
 
 @lru_cache(maxsize=256)

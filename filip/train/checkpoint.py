@@ -9,7 +9,6 @@ import itertools
 import os
 import random
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,22 +102,6 @@ def save_checkpoint(engine: Engine, state: LoopState, folder: Path, settings: Ch
         _prune(folder, settings)
     barrier(ranks)
     return final
-
-
-def set_aside_newer(folder: Path, step: int, ranks: Ranks) -> list[str]:
-    """Rename the checkpoints after ``step`` when ``resume=PATH`` went back to it: the run no longer leads to them.
-
-    If left alone, they would be taken for its newest. Returns a note about it.
-    """
-    newer = [path for path in complete_checkpoints(folder) if int(path.name.removeprefix("step")) > step]
-    barrier(ranks)  # all ranks have looked
-    if not newer:
-        return []
-    if ranks.is_main:
-        for path in newer:
-            _rename(path, "superseded")
-    names = ", ".join(path.name for path in newer)
-    return [f"renamed the newer checkpoints {names} to superseded-*; delete them when unneeded"]
 
 
 def set_aside_damaged(folder: Path, ranks: Ranks) -> list[str]:
@@ -235,7 +218,14 @@ def continue_from(resumption: Resumption, engine: Engine, state: LoopState, fold
     state.step, state.loader = saved.step, saved.loader
     state.seconds, state.processor_seconds = saved.seconds, saved.processor_seconds
     state.step_seconds = saved.step_seconds
-    return [*resumption.notes, *set_aside_newer(folder, saved.step, ranks)]
+    # Where resume=PATH went back, the run no longer leads to these, and they would be taken for its newest.
+    newer = [path for path in complete_checkpoints(folder) if int(path.name.removeprefix("step")) > saved.step]
+    barrier(ranks)  # all ranks have looked
+    for path in newer if ranks.is_main else ():
+        _rename(path, "superseded")
+    names = ", ".join(path.name for path in newer)
+    renamed = [f"renamed the newer checkpoints {names} to superseded-*; delete them when unneeded"] if newer else []
+    return [*resumption.notes, *renamed]
 
 
 def _choose(config: TrainConfig, state: LoopState, notes: list[str]) -> Resumption:
@@ -244,18 +234,15 @@ def _choose(config: TrainConfig, state: LoopState, notes: list[str]) -> Resumpti
     if config.resume == "never":
         return Resumption(start_again=True)
     if config.resume != "auto":
-        chosen = Path(config.resume)
-        if not (chosen / STATE).is_file():
+        checkpoint = Path(config.resume)
+        if not (checkpoint / STATE).is_file():
             raise UserError(
                 f"resume={config.resume} is not a finished checkpoint (no {STATE} in it); give a folder such as "
                 f"{folder}/step00001000, or resume=auto"
             )
-        if damage := find_damage(chosen):
+        if damage := find_damage(checkpoint):
             raise UserError(f"resume={config.resume} is damaged: {damage}; give another checkpoint, or resume=auto")
-        saved = read_state(chosen)
-        other_start = [OTHER_START] if saved.init_from != state.init_from else []
-        return _resumption(chosen, saved, state, [*_differences(saved, state), *other_start])
-    if is_finished(run_dir):
+    elif is_finished(run_dir):
         if Path(config.result).is_file() and Path(config.out).is_file():
             raise UserError(
                 f"this run has finished: its result is {config.result}. Delete that file or give resume=never to train "
@@ -271,26 +258,23 @@ def _choose(config: TrainConfig, state: LoopState, notes: list[str]) -> Resumpti
                 ),
             )
         return Resumption(start_again=True, notes=("this run has finished before; it starts again",))
-    checkpoint = next(reversed(complete_checkpoints(folder)), None)
-    if checkpoint is None:
+    elif complete := complete_checkpoints(folder):
+        checkpoint = complete[-1]
+    else:
         return Resumption(notes=tuple(notes))
     saved = read_state(checkpoint)
-    if saved.init_from != state.init_from:
+    other_start = saved.init_from != state.init_from
+    if other_start and config.resume == "auto":
         return Resumption(start_again=True, notes=(*notes, f"{OTHER_START}; the run starts again"))
     check_compatible(saved, state)
-    if differences := _differences(saved, state):
+    changes = _differences(saved, state)
+    if changes and config.resume == "auto":
         raise UserError(
-            f"{checkpoint} was saved by a training that differs: {'; '.join(differences)}. Give another run_dir, "
+            f"{checkpoint} was saved by a training that differs: {'; '.join(changes)}. Give another run_dir, "
             f"resume=never to start again, or resume={checkpoint} to continue it with what is given now"
         )
-    return _resumption(checkpoint, saved, state, [], notes)
-
-
-def _resumption(
-    checkpoint: Path, saved: LoopState, state: LoopState, differences: list[str], notes: Sequence[str] = ()
-) -> Resumption:
-    check_compatible(saved, state)
-    changes = [*differences]
+    if other_start:
+        changes.append(OTHER_START)
     if saved.world_size != state.world_size:
         changes.append(f"{saved.world_size} ranks then, {state.world_size} now")
     sentence = "; ".join([f"resumed from {checkpoint} at step {saved.step}", *changes])

@@ -14,10 +14,9 @@ from filip.common.plugins import load_plugins
 from filip.loading.config import DataConfig
 from filip.models import ModelConfig
 from filip.text.json_tokenizer import JsonTokenizer
-from filip.train.losses import TERMS, Term, check_terms, resolve_weights
-from filip.train.losses.term import FORMS, WeightSchedule, parse_weight
+from filip.train.losses import TERMS, check_terms, resolve_weights
+from filip.train.losses.term import FORMS, Term, WeightSchedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS, OptimizerConfig, OptimizerKind
-from filip.train.profile import parse_steps
 from filip.train.warm_start import WarmStartConfig, check_init_from
 from late_interaction.backends import backend_names
 from late_interaction.token_selection import SCORES
@@ -59,7 +58,7 @@ class TrainConfig:
     run: str = option("run", "name in tables and TensorBoard")
     run_dir: str = option(MISSING, "folder of this run: config, log.jsonl, TensorBoard, checkpoints", writes="folder")
     out: str = option(
-        MISSING, "the trained model, a .safetensors file, and last of all its result, a .json next to it", writes="file"
+        MISSING, "trained model, a .safetensors; last of all its result, a .json next to it", writes="file"
     )
     resume: str = option("auto", "auto = the newest checkpoint of run_dir; a checkpoint folder; never")
     seed: int = option(0, "every random choice derives from it", at_least=0)
@@ -81,12 +80,8 @@ class TrainConfig:
         at_least=1,
     )
     batch_per_rank: int | None = option(None, "pairs per rank, instead of global_batch", at_least=1)
-    gradient_accumulation: int = option(
-        1, "contrastive batches per optimiser step, each with its own negatives", at_least=1
-    )
-    gradient_cache: int | None = option(
-        None, "pairs per forward pass: exact loss of the whole batch, less memory", at_least=1
-    )
+    gradient_accumulation: int = option(1, "contrastive batches per step, each with its own negatives", at_least=1)
+    gradient_cache: int | None = option(None, "pairs per forward pass: the batch's exact loss, less memory", at_least=1)
     epochs: float | None = option(30.0, "passes over the data; null = until max_steps", above=0)
     max_steps: int | None = option(None, "at most this many optimiser steps; the schedule ends there", at_least=1)
 
@@ -105,9 +100,7 @@ class TrainConfig:
     )
     zero_stage: int = option(1, "what DeepSpeed partitions over the ranks; ddp: nothing", choices=(1, 2, 3))
     deepspeed: str | None = option(None, "a name in ds_configs or a JSON file; null = zero<stage>_<precision>")
-    compile: bool = option(
-        False, "torch.compile for the blocks of both towers: faster steps after a first one of a minute or more"
-    )
+    compile: bool = option(False, "torch.compile for both towers: faster steps after a first one of a minute or more")
     world_size: int | None = option(
         None, "ranks that the launcher should start; another number is refused, null accepts any", at_least=1
     )
@@ -147,7 +140,7 @@ class TrainConfig:
         False, "with exchange=ring: keep nothing of it for the gradients and score again, one rank's texts at a time"
     )
     transport_dtype: str = option(
-        "auto", "dtype of tokens sent to other ranks: auto = as precision", choices=TRANSPORT_DTYPES
+        "auto", "dtype of tokens sent to other ranks: auto = precision", choices=TRANSPORT_DTYPES
     )
     loss: dict[str, Any] = option(
         dict.fromkeys(TERMS),
@@ -240,6 +233,17 @@ class TrainConfig:
         return self
 
 
+def parse_steps(value: str | None) -> range:
+    """Return the steps of ``profile_steps=FIRST-LAST``, numbered from 1; none for null. Raise UserError for others."""
+    if value is None:
+        return range(0)
+    first, _, last = value.partition("-")
+    steps = range(int(first), int(last or first) + 1) if (first + last).isdigit() else range(0)
+    if not steps or steps[0] < 1:
+        raise UserError(f"profile_steps={value!r} is no FIRST-LAST of steps from 1, such as 100-105")
+    return steps
+
+
 def _check_keeping(config: TrainConfig) -> None:
     """Raise UserError if the value is not a schedule of kept tokens, or keeps an impossible share."""
     schedule = parse_weight("token_keep_schedule", config.token_keep_schedule)
@@ -264,7 +268,7 @@ def _check_annealing(config: TrainConfig) -> None:
     temperature = parse_weight("token_temperature", config.token_temperature)
     if not temperature:
         raise UserError(
-            f"token_temperature={config.token_temperature} must be positive; token_maximum=hard is the maximum itself"
+            f"token_temperature={config.token_temperature} must be above 0; token_maximum=hard is the maximum"
         )
     if not isinstance(temperature, float) and config.token_maximum != "smooth":
         raise UserError(

@@ -15,9 +15,9 @@ from filip.models import DualEncoder, ModelConfig, build_model
 from filip.models.costs import activation_bytes, encoder_flops
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching
-from filip.train.losses import TERMS, BatchShape, Loss, resolve_weights
-from filip.train.losses.similarity import saved_bytes
-from filip.train.losses.term import WeightSchedule, parse_weight, transport_dtype
+from filip.train.losses import TERMS, Loss, resolve_weights
+from filip.train.losses.similarity import saved_bytes, transport_dtype
+from filip.train.losses.term import BatchShape, WeightSchedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS
 from filip.train.warm_start import adapt, trainable
 from late_interaction.token_selection import kept_count
@@ -172,7 +172,7 @@ def memory_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, ra
     frozen = sum(p.numel() for p in model.parameters()) - learning
     sizes = state_bytes(learning, config.precision, config.sharding, ranks, moments, frozen)
     loss = Loss(resolve_weights(config.loss, model.config.interaction), config)
-    captions = 2 if loss.reads_further_captions else 1
+    captions = 1 if loss.captions is None else 2
     sizes["activations"] = activation_bytes(model, config.precision, batching.chunk, captions)
     shape = batch_shape(model, config, batching, max(kept_shares(config)))
     return sizes | {"loss": int(sum(TERMS[name].memory(shape) for name in loss.weights))}

@@ -44,8 +44,9 @@ def settings_path(config: TrainConfig) -> Path:
     return resources.find("deepspeed", config.deepspeed or f"zero{config.zero_stage}_{config.precision}")
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a file of DeepSpeed settings unchanged. Raises UserError if it is no such file."""
+def read_settings(config: TrainConfig) -> dict[str, Any]:
+    """Read a training's file of DeepSpeed settings unchanged. Raises UserError if it is no such file."""
+    path = settings_path(config)
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -57,8 +58,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def checked_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the DeepSpeed settings of a training. Refuse what DeepSpeed 0.19 accepts but then does wrongly."""
-    path = settings_path(config)
-    settings = read_settings(path)
+    path, settings = settings_path(config), read_settings(config)
     if "gradient_clipping" not in settings:
         raise UserError(f"{path}: gradient_clipping is missing, and DeepSpeed's default clips at 1.0; write 0.0")
     for key in ("optimizer", "scheduler"):
@@ -164,7 +164,8 @@ def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
         per_rank = config.batch_per_rank
     elif config.global_batch == AUTO:  # the pairs are not known yet: the most that it can become
         per_rank = max(1, MOST_FITTED // world_size)
-        return Batching(per_rank * world_size, per_rank, config.gradient_accumulation, fitting_chunk(config, per_rank))
+        chunk = math.gcd(config.gradient_cache or per_rank, per_rank)
+        return Batching(per_rank * world_size, per_rank, config.gradient_accumulation, chunk)
     else:
         global_batch = config.global_batch or DEFAULT_GLOBAL_BATCH
         per_rank, rest = divmod(global_batch, world_size)
@@ -180,11 +181,6 @@ def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
             "choose a divisor"
         )
     return Batching(per_rank * world_size, per_rank, config.gradient_accumulation, chunk)
-
-
-def fitting_chunk(config: TrainConfig, per_rank: int) -> int:
-    """Return how many pairs a forward pass of gradient caching takes, a divisor of ``per_rank``."""
-    return math.gcd(config.gradient_cache or per_rank, per_rank)
 
 
 class Engine(ABC):
@@ -226,9 +222,9 @@ class Engine(ABC):
     def load(self, folder: Path) -> list[Any]:
         """Restore what :meth:`save` wrote; return the random states of all ranks."""
 
-    @abstractmethod
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each parameter's name and float32 value. All ranks call."""
+        yield from self.model.named_parameters()
 
     @abstractmethod
     def _gradient_norm(self) -> float | None:
@@ -345,9 +341,6 @@ class DataParallel(Engine):
         random: list[Any] = saved["random"]
         return random
 
-    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.model.named_parameters()
-
     @property
     def skipped_steps(self) -> int:
         return int(self.skipped)
@@ -413,9 +406,7 @@ class DeepSpeedEngine(Engine):
         refuse_code(folder)
         loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
-            raise UserError(
-                f"DeepSpeed found nothing to load in {folder}; delete that folder and resume from an older one"
-            )
+            raise UserError(f"DeepSpeed found nothing to load in {folder}; delete it and resume from an older one")
         self.bind(self.deepspeed)
         random: list[Any] = load_states(folder / RANDOM)
         return random

@@ -38,6 +38,15 @@ class SliceLayout:
     group: Any = None  # process group over which pieces of a parameter are spread
     partitioned: bool = True  # False: every rank holds whole parameters, nothing to add up
 
+    def pieces(self, flat: Tensor) -> list[Tensor]:
+        """Return the stretches of ``flat`` that belong to a parameter, in the order of :attr:`owned`."""
+        stretches = flat.split(list(self.sizes))
+        return [stretch for stretch, owner in zip(stretches, self.owners, strict=True) if owner >= 0]
+
+    @property
+    def owned(self) -> list[int]:
+        return [owner for owner in self.owners if owner >= 0]
+
 
 MAX_TRUST_NORM = 10.0  # as the implementation that the paper names clamps a parameter's norm
 
@@ -47,7 +56,7 @@ class Lamb(Optimizer):
 
         m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g²          no bias correction
         u = m / (sqrt(v) + eps) + decay * w                     eps outside the root, decay inside the norm
-        w = w - lr * min(|w|, max_trust_norm) / |u| * u         ratio 1 if either norm is 0
+        w = w - lr * min(|w|, MAX_TRUST_NORM) / |u| * u         ratio 1 if either norm is 0
 
     Norms are over a whole parameter. Tensors without a layout are whole parameters.
     """
@@ -59,16 +68,8 @@ class Lamb(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-4,
         weight_decay: float = 0.0,
-        max_trust_norm: float = MAX_TRUST_NORM,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "max_trust_norm": max_trust_norm,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.layouts: dict[Tensor, SliceLayout] = {}
         self.report: dict[str, Tensor] = {}
 
@@ -95,7 +96,11 @@ class Lamb(Optimizer):
                     self._step_tensor(group, tensor, layout)
 
     def _step_tensor(self, group: dict[str, Any], weight: Tensor, layout: SliceLayout) -> None:
-        flat, grad = weight.detach().view(-1), _clean(weight.grad, layout)
+        assert weight.grad is not None
+        flat, grad = weight.detach().view(-1), weight.grad.detach().view(-1)
+        for stretch, owner in zip(grad.split(list(layout.sizes)), layout.owners, strict=True):
+            if owner < 0:  # padding, where ZeRO-3 leaves uninitialised memory
+                stretch.zero_()
         state = self.state[weight]
         if not state:
             state["step"] = 0
@@ -117,19 +122,20 @@ class Lamb(Optimizer):
         if group["weight_decay"]:
             update.add_(flat, alpha=group["weight_decay"])
         norms = parameter_norms([flat, update, raw], layout)
-        weight_norm, update_norm = norms[0].clamp(max=group["max_trust_norm"]), norms[1]
+        weight_norm, update_norm = norms[0].clamp(max=MAX_TRUST_NORM), norms[1]
         defined = (weight_norm > 0) & (update_norm > 0)
         ratio = torch.where(defined, weight_norm / update_norm, torch.ones_like(update_norm))
-        _apply(flat, update, -group["lr"] * (ratio if skip is None else ratio * (1 - skip)), layout)
+        factors = -group["lr"] * (ratio if skip is None else ratio * (1 - skip))
+        if layout.owned:
+            scaled = layout.pieces(update)
+            torch._foreach_mul_(scaled, list(factors[layout.owned].unbind()))
+            torch._foreach_add_(layout.pieces(flat), scaled)
         # for telemetry, on the device: reading them would wait for it
         table = torch.cat([norms, ratio[None]])
         self.report.update({name: table[:, i] for i, name in enumerate(layout.names)})
 
     def norms(self) -> dict[str, dict[str, float]]:
-        """Return {parameter: {weight, update, gradient, trust_ratio}} of the last step.
-
-        The norms are of whole parameters, over all ranks.
-        """
+        """Return {parameter: {weight, update, gradient, trust_ratio}} of the last step: norms over all ranks."""
         kinds = ("weight", "update", "gradient", "trust_ratio")
         if not self.report:
             return {}
@@ -139,17 +145,11 @@ class Lamb(Optimizer):
 
 def parameter_norms(tensors: list[Tensor], layout: SliceLayout) -> Tensor:
     """Return L2 norms [len(tensors), len(layout.names)] of whole parameters, completed over the layout's ranks."""
-    pieces = [
-        piece
-        for tensor in tensors
-        for piece, owner in zip(tensor.split(list(layout.sizes)), layout.owners, strict=True)
-        if owner >= 0
-    ]
-    owners = [owner for owner in layout.owners if owner >= 0]
+    pieces = [piece for tensor in tensors for piece in layout.pieces(tensor)]
     squares = tensors[0].new_zeros(len(tensors), len(layout.names))
     if pieces:
         parts = _norms(pieces).view(len(tensors), -1).square()
-        squares.index_add_(1, torch.tensor(owners, device=squares.device), parts)
+        squares.index_add_(1, torch.tensor(layout.owned, device=squares.device), parts)
     if layout.partitioned:
         dist.all_reduce(squares, group=layout.group)
     return squares.sqrt()
@@ -164,28 +164,6 @@ def _norms(pieces: list[Tensor]) -> Tensor:
     return torch.stack(squares).sqrt().float()
 
 
-def _clean(grad: Tensor | None, layout: SliceLayout) -> Tensor:
-    """Return the flat gradient with its padding zeroed: ZeRO-3 leaves uninitialised memory there."""
-    assert grad is not None
-    flat, start = grad.detach().view(-1), 0
-    for size, owner in zip(layout.sizes, layout.owners, strict=True):
-        if owner < 0:
-            flat[start : start + size] = 0
-        start += size
-    return flat
-
-
-def _apply(flat: Tensor, update: Tensor, factors: Tensor, layout: SliceLayout) -> None:
-    """Compute ``flat += factors[owner] * update``, stretch by stretch; padding stays."""
-    owned = [k for k, owner in enumerate(layout.owners) if owner >= 0]
-    if not owned:
-        return
-    updates, targets = update.split(list(layout.sizes)), flat.split(list(layout.sizes))
-    scaled = [updates[k] for k in owned]
-    torch._foreach_mul_(scaled, list(factors[[layout.owners[k] for k in owned]].unbind()))
-    torch._foreach_add_([targets[k] for k in owned], scaled)
-
-
 # --- where DeepSpeed keeps each parameter
 
 
@@ -194,11 +172,11 @@ def bind_lamb(engine: Any, lamb: Lamb) -> None:
 
     Raises UserError where whole-parameter norms cannot be computed.
     """
-    wrapper = engine.optimizer
+    wrapper, names = engine.optimizer, {id(parameter): name for name, parameter in engine.module.named_parameters()}
     if wrapper is lamb:
-        lamb.bind(_whole(engine.module, lamb))
+        whole = [tensor for group in lamb.param_groups for tensor in group["params"]]
+        lamb.bind({t: SliceLayout((names[id(t)],), (t.numel(),), (0,), partitioned=False) for t in whole})
         return
-    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     kind = type(wrapper).__name__
     if getattr(wrapper, "optimizer", None) is not lamb:
         raise UserError(f"DeepSpeed wrapped LAMB into {kind} in a way this version does not know; use zero_stage 1-3")
@@ -256,15 +234,6 @@ def check_deepspeed_settings(settings: dict[str, Any]) -> None:
                 f"zero_optimization.{key}={value} does not go with LAMB: {reason}; "
                 "remove it, or choose optimizer.name=adamw"
             )
-
-
-def _whole(module: nn.Module, lamb: Lamb) -> dict[Tensor, SliceLayout]:
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    return {
-        tensor: SliceLayout((names[id(tensor)],), (tensor.numel(),), (0,), partitioned=False)
-        for group in lamb.param_groups
-        for tensor in group["params"]
-    }
 
 
 def _stage_1_and_2(wrapper: Any, names: dict[int, str]) -> dict[Tensor, SliceLayout]:

@@ -40,19 +40,9 @@ def this_rank() -> str:
 class MachineError(Exception):
     """The reason why this rank stopped after the first step began, in a sentence: a disk, a shard, but no setting."""
 
-    code = MACHINE_FAILED
-
-
-class OutOfMemoryError(MachineError):
-    """A step needs more memory than this rank has. Another start would, too."""
-
-    code = USERS_MISTAKE
-
-
-class NotFiniteError(MachineError):
-    """The numbers of a training stayed not finite, on all ranks alike."""
-
-    code = NOT_FINITE
+    def __init__(self, sentence: str, code: int = MACHINE_FAILED) -> None:
+        super().__init__(sentence)
+        self.code = code  # of the process
 
 
 def fill_environment(expected: int | None = None, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -116,8 +106,5 @@ def first_host(nodes: str) -> str:
 
 
 def _in_step(environment: Mapping[str, str]) -> bool:
-    """Return True in a task of srun.
-
-    The batch script and the shell of an allocation are steps of one task, or none.
-    """
+    """Return True in a task of srun; the batch script and an allocation's shell are steps of one task, or none."""
     return "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1

@@ -27,17 +27,16 @@ from filip.runs.record import copy_or_link, now, record_finish, record_start
 from filip.runs.saved_files import LoopState
 from filip.runs.source import FACTS, facts_of, merged
 from filip.train.checkpoint import choose_checkpoint, continue_from, prepare_folder, saved_precision, training_hash
-from filip.train.config import TrainConfig
+from filip.train.config import TrainConfig, parse_steps
 from filip.train.costs import step_flops
 from filip.train.engine import Batching, gather_to_main, make_engine, resolve_batching, settle_precision
-from filip.train.launcher_env import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, MachineError, OutOfMemoryError
+from filip.train.launcher_env import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, USERS_MISTAKE, MachineError
 from filip.train.losses import TERMS, Loss, check_model, resolve_weights, resolved_settings
 from filip.train.optimizers import Schedule, make_schedule
-from filip.train.profile import StepProfiler, parse_steps
 from filip.train.provenance import code_hash, learning_settings, resumable_settings
 from filip.train.ranks import Ranks, StopSignal, barrier, raise_together, start_ranks
 from filip.train.run import Run, data_problems, final_metrics, print_banner
-from filip.train.step import UNTIMED_STEPS, take_step
+from filip.train.step import UNTIMED_STEPS, StepProfiler, take_step
 from filip.train.telemetry import Telemetry, say
 from filip.train.training_data import fit_to_pairs, training_loader
 from filip.train.warm_start import adapt, content_hash, load_initial
@@ -103,10 +102,11 @@ def train_alone(config: TrainConfig, ranks: Ranks, paper: TrainConfig) -> None:
         raise
     except Exception as error:  # settings were checked before
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise OutOfMemoryError(
+            raise MachineError(
                 f"out of memory with {batching.chunk} pairs in a forward pass. Give gradient_cache=N, "
                 f"a divisor of the {batching.per_rank} pairs of a rank: N at a time need less, and the loss stays the "
-                f"same; model.gradient_checkpointing=true and a smaller batch help, too ({str(error).splitlines()[0]})"
+                f"same; model.gradient_checkpointing=true and a smaller batch help, too ({str(error).splitlines()[0]})",
+                USERS_MISTAKE,  # another start would need as much
             ) from error
         disk = disk_error(error)
         if isinstance(error, UserError) or disk is not None:
@@ -266,13 +266,8 @@ def finish(run: Run) -> None:
             "started": run.started,
             "finished": now(),
         }
-        extra = {
-            "run": config.run,
-            "steps": state.step,
-            "commit": run.commit,
-            "final": final,
-            FACTS: facts_of(config.out, result),
-        }
+        extra = {name: result[name] for name in ("run", "steps", "commit", "final")}
+        extra[FACTS] = facts_of(config.out, result)
         save_model(config.out, run.engine.model, extra, state=weights)
         write_json(config.result, result)
         run.telemetry.final(state.step, {**final, **run.evaluated})

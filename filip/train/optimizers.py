@@ -158,17 +158,14 @@ REFERENCE_BATCH = 512
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate over a run.
-
-    ``at(step)`` is the rate of optimiser step ``step`` (the first is 0) of ``steps``.
-    """
+    """The learning rate over a run of ``steps`` optimiser steps."""
 
     peak: float
     warmup_steps: int
     steps: int
 
     def at(self, step: int) -> float:
-        """Rise linearly to ``peak`` over the warm-up (at its last step), then follow a cosine down to 0.
+        """Return step ``step``'s rate, the first being 0: linear to ``peak`` at the warm-up's last, then a cosine to 0.
 
         The paper leaves the end open; CLIP and its followers end at 0, in the first step that is no longer taken.
         """

@@ -77,12 +77,9 @@ def report(config: Plan) -> list[str]:
         f"{memory} ({fits} in {readable(gpu.memory)})",
     ]
     steps = planned_steps(config, batch)
-    unknown = "as many steps as the data give: pairs=N says how many an epoch has"
-    return (
-        [*lines, f"run         {unknown}"]
-        if steps is None
-        else [*lines, f"run         {steps:,} steps", price(config, counts, steps)]
-    )
+    if steps is None:
+        return [*lines, "run         as many steps as the data give: pairs=N says how many an epoch has"]
+    return [*lines, f"run         {steps:,} steps", price(config, counts, steps)]
 
 
 def price(config: Plan, counts: Counts, steps: int) -> str:

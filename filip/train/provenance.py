@@ -11,7 +11,7 @@ from typing import Any
 
 from filip.common.files import digest, sha256_of
 from filip.train.config import TrainConfig
-from filip.train.engine import read_settings, settings_path
+from filip.train.engine import read_settings
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.optimizers import OPTIMIZERS
 
@@ -82,8 +82,7 @@ def learning_settings(config: TrainConfig) -> dict[str, Any]:
 
 def deepspeed_file(config: TrainConfig) -> dict[str, Any]:
     """Return the learning settings of a training's DeepSpeed file. Raises UserError if it cannot be read."""
-    said = read_settings(settings_path(config))
-    return {key: value for key, value in said.items() if key not in NOT_LEARNING_IN_DEEPSPEED}
+    return {key: value for key, value in read_settings(config).items() if key not in NOT_LEARNING_IN_DEEPSPEED}
 
 
 def settings_hash(config: TrainConfig) -> str:

@@ -53,9 +53,7 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, value: T, within_step: bool = False) -> list[T]:
-        """Return everybody's ``value`` in order of rank, on all ranks.
-
-        It may be anything that can be pickled, with tensors on the CPU.
+        """Return everybody's ``value``, in order of rank: anything that can be pickled, with tensors on the CPU.
 
         within_step: with the time-out of a step's collectives instead of the patience between steps.
         """
@@ -147,14 +145,10 @@ def raise_together(ranks: Ranks) -> Iterator[None]:
         yield
     except UserError as error:
         raised = error
-    if ranks.world_size > 1:
-        reports = ranks.gather(None if raised is None else (type(raised), str(raised)))
-        first = next(((rank, *report) for rank, report in enumerate(reports) if report is not None), None)
-        if first is not None:
-            rank, kind, message = first
-            raise kind(message if rank == 0 else f"{message} (rank {rank})")
-    elif raised is not None:
-        raise raised
+    for rank, report in enumerate(ranks.gather(None if raised is None else (type(raised), str(raised)))):
+        if report is not None:
+            kind, message = report
+            raise kind(message if rank == 0 else f"{message} (rank {rank})") from raised
 
 
 class StopSignal:
@@ -185,7 +179,4 @@ def barrier(ranks: Ranks) -> None:
 
 def from_main(ranks: Ranks, value: T) -> T:
     """Return the first rank's ``value`` on all ranks; anything that can be pickled."""
-    values: list[Any] = [value]
-    if ranks.world_size > 1:
-        dist.broadcast_object_list(values, src=0, group=ranks.side)
-    return values[0]  # type: ignore[no-any-return]
+    return ranks.gather(value)[0]

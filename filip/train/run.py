@@ -158,10 +158,7 @@ def _summed(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def final_metrics(record: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of the last interval under the names of the result file.
-
-    These are ``loss``, ``i2t_loss``, ``i2t_accuracy`` and so on.
-    """
+    """Return the last interval's numbers under the result file's names: ``loss``, ``i2t_loss``, ``i2t_accuracy`` …"""
     metrics = {}
     for tag, value in record.items():
         kind, _, name = tag.partition("/")
@@ -217,8 +214,8 @@ def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
     pixels = images.movedim(1, -1).numpy()
     rows = [np.concatenate(list(pixels[i : i + 4]), axis=1) for i in range(0, len(pixels) - len(pixels) % 4, 4)]
     if rows:
-        run.telemetry.images(0, "data/augmented", np.concatenate(rows, axis=0))
+        run.telemetry.writer.add_image("data/augmented", np.concatenate(rows, axis=0), 0, dataformats="HWC")
     captions, decode = [], run.engine.model.tokenizer.decode_token
     for ids, length in zip(batch["ids"][:count].tolist(), batch["lengths"][:count].tolist(), strict=True):
         captions.append(" ".join(name for name in map(decode, ids[:length]) if name not in ("[BOS]", "[EOS]")))
-    run.telemetry.text(0, "data/captions", "\n\n".join(captions))
+    run.telemetry.writer.add_text("data/captions", "\n\n".join(captions), 0)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from filip.common.progress import say
 from filip.loading.loader import Batch
@@ -19,8 +23,8 @@ from filip.runs.saved_files import newest_intact
 from filip.train import watchdog
 from filip.train.checkpoint import save_checkpoint, set_aside_damaged
 from filip.train.engine import Engine, to_device
-from filip.train.launcher_env import STOPPED_BY_SIGNAL, NotFiniteError
-from filip.train.losses import TermOutput
+from filip.train.launcher_env import NOT_FINITE, STOPPED_BY_SIGNAL, MachineError
+from filip.train.losses.term import TermOutput
 from filip.train.ranks import from_main
 from filip.train.run import Run, data_problems, preview, write_interval
 from filip.train.watchdog import StepStatus
@@ -185,9 +189,10 @@ def report(run: Run, read: list[float], due: bool) -> None:
         good = from_main(run.ranks, newest_intact(run.checkpoints)[0])
         named = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
         run.telemetry.close()
-        raise NotFiniteError(
+        raise MachineError(
             f"{bad}. Stopped; {named}. Start again if a device was at fault; else resume=PATH with a larger "
-            "optimizer.weight_decay or a lower optimizer.base_lr"
+            "optimizer.weight_decay or a lower optimizer.base_lr",
+            NOT_FINITE,
         )
 
 
@@ -209,3 +214,33 @@ def save(run: Run, stop: bool) -> None:
         run.telemetry.event(state.step, "signal", f"stopped by a signal after step {state.step}, {outcome}")
         run.telemetry.close()
         sys.exit(STOPPED_BY_SIGNAL)
+
+
+class StepProfiler:
+    """Records ``steps`` of a rank into ``folder``: ``trace_rankN.json`` (ui.perfetto.dev, or chrome://tracing).
+
+    On CUDA also ``memory_rankN.pickle`` (docs.pytorch.org/memory_viz): every allocation of these steps, with its stack.
+    """
+
+    def __init__(self, steps: range, folder: Path, rank: int) -> None:
+        self.steps, self.folder, self.rank = steps, folder, rank
+        self.running: Any = None
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Take the step of this number inside."""
+        cuda = torch.cuda.is_available()
+        if number in self.steps and self.running is None:  # also where a resumed run starts between
+            self.running = profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])])
+            self.running.start()
+            if cuda:
+                torch.cuda.memory._record_memory_history()
+        yield
+        if self.running is not None and number >= self.steps[-1]:
+            self.running.stop()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.running.export_chrome_trace(str(self.folder / f"trace_rank{self.rank}.json"))
+            if cuda:
+                torch.cuda.memory._dump_snapshot(str(self.folder / f"memory_rank{self.rank}.pickle"))
+                torch.cuda.memory._record_memory_history(enabled=None)
+            self.steps, self.running = range(0), None

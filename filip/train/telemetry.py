@@ -6,11 +6,10 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from filip.common.files import replacing
@@ -105,16 +104,6 @@ class Telemetry:
         self.file.write(json.dumps({"step": step, "time": time.time(), "event": kind, "text": text}) + "\n")
         self.file.flush()
 
-    def images(self, step: int, tag: str, pixels: np.ndarray) -> None:
-        """Write ``pixels``, uint8 [H, W, 3]."""
-        if self.enabled:
-            self.writer.add_image(tag, pixels, step, dataformats="HWC")
-
-    def text(self, step: int, tag: str, text: str) -> None:
-        """Write Markdown, for TensorBoard only."""
-        if self.enabled:
-            self.writer.add_text(tag, text, step)
-
     def _scalar(self, step: int, tag: str, number: float) -> None:
         """Write a number with its description, which ``add_scalar`` does not take."""
         from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -136,8 +125,9 @@ class Telemetry:
 
         rows = [(key, paper.get(key, ""), value) for key, value in learning.items() if paper.get(key, "") != value]
         table = "".join(f"| {key} | {theirs} | {ours} |\n" for key, theirs, ours in rows)
-        self.text(step, "config/differs_from_the_paper", f"| setting | experiment=base | this run |\n|-|-|-|\n{table}")
-        self.text(step, "config/whole", f"```\n{yaml.safe_dump(whole, sort_keys=False)}```")
+        table = f"| setting | experiment=base | this run |\n|-|-|-|\n{table}"
+        self.writer.add_text("config/differs_from_the_paper", table, step)
+        self.writer.add_text("config/whole", f"```\n{yaml.safe_dump(whole, sort_keys=False)}```", step)
         shown = {key: value if isinstance(value, int | float) else str(value) for key, _, value in rows}
         # into the run's own events: add_hparams would make another run of it
         for summary in hparams(shown, dict.fromkeys(("loss/total", "accuracy/i2t", "accuracy/t2i"), 0.0))[:2]:
@@ -159,14 +149,19 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return measurements and events of a log.jsonl, in order; a line cut short by a kill is left out."""
     measured: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
+    for _, entry in _entries(path):
+        (events if "event" in entry else measured).append(entry)
+    return measured, events
+
+
+def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
         if "step" in entry:
-            (events if "event" in entry else measured).append(entry)
-    return measured, events
+            yield line, entry
 
 
 def scalars(numbers: Mapping[str, Any]) -> dict[str, float]:
@@ -217,12 +212,6 @@ def _drop_after(path: Path, step: int) -> None:
     """Keep only lines up to ``step``: a resumed run writes the rest again."""
     if not path.exists():
         return
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line)
-        except (ValueError, KeyError):
-            continue  # a line cut short by a kill
+    lines = [line for line, entry in _entries(path) if entry["step"] <= step]
     with replacing(path) as part:
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -13,7 +13,7 @@ from filip.loading.stem_maps import cache_folder
 from filip.loading.tar_cache import TarCache
 from filip.models import DualEncoder
 from filip.train.config import AUTO, TrainConfig
-from filip.train.engine import MOST_FITTED, Batching, fitting_chunk
+from filip.train.engine import MOST_FITTED, Batching
 from filip.train.ranks import Ranks, from_main, raise_together
 
 FEWEST_STEPS = 300  # of a training on few pairs,
@@ -37,7 +37,7 @@ def fit_to_pairs(config: TrainConfig, ranks: Ranks) -> str:
     per_rank = max(2, min(MOST_FITTED, pairs // 8) // ranks.world_size)
     per_rank = 1 << (per_rank.bit_length() - 1)
     config.global_batch = batch = per_rank * ranks.world_size
-    config.gradient_cache = fitting_chunk(config, per_rank) if config.gradient_cache else None
+    config.gradient_cache = config.gradient_cache and math.gcd(config.gradient_cache, per_rank)
     config.data.reader_groups = math.gcd(config.data.reader_groups, batch)
     a_pass = max(1, pairs // (batch * config.gradient_accumulation))
     steps = max(math.floor((config.epochs or 0) * a_pass), min(FEWEST_STEPS, MOST_PASSES * a_pass))
@@ -79,10 +79,7 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
 
 
 def refuse_changed_data(config: TrainConfig) -> None:
-    """Raise UserError if the data of a source no longer match its manifest.
-
-    This reads every side-car: call it on one rank only.
-    """
+    """Raise UserError if the data of a source no longer match its manifest. Reads every side-car: for one rank only."""
     for source in config.data.sources:
         if source.manifest is None or not (changed := changed_since(source.manifest)):
             continue

@@ -5,7 +5,7 @@
 
 One function with several exact backends. It is the base of the forms for many ranks and of the scorer for evaluation.
 ``late_interaction.grad_cache`` is for batches beyond the memory, ``late_interaction.token_selection`` for a part of the
-tokens, ``late_interaction.adapters`` for other libraries.
+tokens, ``late_interaction.retrieval`` for a search, ``late_interaction.adapters`` for other libraries.
 """
 
 from late_interaction.backends import SmoothMaximum

@@ -165,6 +165,10 @@ class MultiVectorSymmetricLoss(nn.Module):
     mean of two cross-entropies: of each query over all documents by s^I, and of each positive document over all queries
     by s^T. ``scale`` multiplies the means over tokens, which are cosines; ``temperature`` is that of the smooth
     maximum, 0 takes the maximum.
+
+        model = MultiVectorEncoder("answerdotai/ModernBERT-base")
+        pairs = Dataset.from_dict({"query": questions, "document": answers})
+        MultiVectorEncoderTrainer(model, train_dataset=pairs, loss=MultiVectorSymmetricLoss(model)).train()
     """
 
     def __init__(self, model: nn.Module, scale: float = 20.0, temperature: float = 0.05) -> None:

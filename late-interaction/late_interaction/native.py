@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from late_interaction import native_build
@@ -142,6 +143,46 @@ def pairs_backward(
     """Fill the float32 ``gradients`` of both sides' rows, but for those that are empty."""
     upstream = [grad.to(torch.float32).contiguous() for grad in grads]
     _run_pairs(image, text, chosen, winners, grads=upstream, gradients=gradients)
+
+
+def text_scores(words: Tensor, tokens: Tensor, scales: Tensor | None, lengths: Tensor) -> Tensor | None:
+    """Return what :func:`late_interaction.retrieval.text_scores` does; None where no kernel takes these tokens.
+
+    tokens: [T, d] with any step from row to row. Words are rounded to the type of the tokens.
+    """
+    dim, whole, kind = words.shape[1], tokens.dtype == torch.int8, (torch.int8, torch.bfloat16)
+    of_bytes, isa = 4 // tokens.element_size(), os.environ.get(ISA_VARIABLE) or "amx"
+    if tokens.dtype not in kind or dim % of_bytes or tokens.stride(1) != 1:
+        return None
+    if isa not in ("amx", "avx512_bf16") or _library()[0] is None:
+        return None
+    weights = words.new_full((len(words),), 1 / len(words))
+    lanes = 16
+    if whole:  # the kernel wants a word of 128 alone in the last lane
+        scale = words.abs().amax(1).clamp(min=1e-12) / 127
+        words, weights, lanes = (words / scale[:, None]).round() + 128, weights * scale, 15
+    vectors = -(-len(words) // lanes)
+    panel = words.new_full((vectors * lanes, dim), 128.0 if whole else 0.0)
+    panel[: len(words)] = words
+    panel = F.pad(panel.view(vectors, lanes, dim), (0, 0, 0, 16 - lanes), value=128.0)
+    panel = panel.to(torch.uint8 if whole else torch.bfloat16).view(vectors, 16, -1, of_bytes).permute(2, 0, 1, 3)
+    weights = F.pad(weights, (0, vectors * lanes - len(weights))).view(vectors, lanes)
+    weights, panel = F.pad(weights, (0, 16 - lanes)).contiguous(), panel.contiguous()
+    scores, offsets = torch.empty(len(lengths)), F.pad(lengths.long().cumsum(0), (1, 0))
+    code = _require_library().interaction_search(
+        *map(_pointer, (panel, weights)),
+        *(_Size(n) for n in (vectors, dim // of_bytes)),
+        _pointer(tokens),
+        _Size(tokens.stride(0) * tokens.element_size()),
+        _pointer(scales),
+        _Size(0 if scales is None else scales.stride(0)),
+        _pointer(offsets),
+        _Size(len(lengths)),
+        ctypes.c_int(whole),
+        _pointer(scores),
+        ctypes.c_int(torch.get_num_threads()),
+    )
+    return None if code else scores
 
 
 def _run_pairs(image: Tensor, text: Tensor, chosen: Chosen, maps: Residuals, **others: Any) -> None:

@@ -1,5 +1,6 @@
 """``make gpu-check`` on a machine without a GPU: what it trains, and the script itself at tiny sizes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,4 +22,5 @@ def test_all_checks_run_on_a_cpu(tmp_path: Path, capfd: pytest.CaptureFixture[st
     said = "".join(capfd.readouterr())
     assert "tiled, smooth, 3 x 5, torch.bfloat16: values" in said and "times 5 products" in said
     assert "one_node: ZeRO-1, bf16, smooth, tokens 1, cache, compile, augment on device: loss " in said
+    assert re.search(r"one_node, ZeRO-1 [\d.]+ ms a step, DDP [\d.]+ ms: engine=(deepspeed|ddp) is faster", said)
     assert [line.partition(":")[0] for line in said.splitlines() if " augment on " in line] == list(RECIPES)

@@ -72,21 +72,6 @@ def test_parts_and_a_killed_run_make_the_folder_of_one_run(tmp_path: Path, monke
     assert not (tmp_path / "parts.in_progress").exists()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"img2dataset": {"no_such_option": 1}}, "download.img2dataset.no_such_option is not passed on"),
-        ({"img2dataset": {"distributor": "dask"}}, "one of multiprocessing, pyspark"),
-        ({"img2dataset": {"timeout": 1}}, "time-outs and numbers of processes are keys of `download`"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_what_it_cannot_honour_is_refused(tmp_path: Path, settings: dict, message: str) -> None:
-    source = write_list(tmp_path / "kept.parquet", ["http://127.0.0.1:9/a.jpg"])
-    with pytest.raises(UserError, match=message):
-        download(source, tmp_path / "out", card_of("img2dataset", **settings))
-
-
 def test_its_extra_is_what_uv_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without both, `filip study check` names what to install."""
     assert program(card_of("img2dataset"))

@@ -35,22 +35,6 @@ def get(url: str, retries: int = 0, **options) -> tuple[bytes | None, str | None
     return body, error and error.split(":")[0], time.monotonic() - started
 
 
-@pytest.mark.parametrize(
-    ("path", "reason"),
-    [
-        ("nothing", "http_404"),
-        ("status_500", "http_5xx"),
-        ("loop", "redirect_loop"),
-        ("opted_out", "opted_out"),
-        ("cut_off", "cut_off"),
-        ("reset", "connection"),
-        ("huge", "too_many_bytes"),
-    ],
-)
-def test_reasons(server: hostile.Hostile, path: str, reason: str) -> None:
-    assert get(server.url(path))[:2] == (None, reason)
-
-
 @pytest.mark.parametrize("path", ["hang", "drip", "drip_header"])
 def test_what_never_ends_is_ended(server: hostile.Hostile, path: str) -> None:
     _, reason, seconds = get(server.url(path))

@@ -1,6 +1,7 @@
 """Forgotten pairs are nowhere any more, do not come back, and the rest is as it was."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def write_data_set(root: Path) -> Any:
         root / "funnel.json", Fragment("text_rules", card.name, 2, 0, {"short": 2}, notes={"samples": samples})
     )
     lists = [root / "shards" / "_work" / name for name in ("list.parquet", "kept.parquet")]
+    shutil.copy(lists[0], root / "listed.parquet")
     places = map(str, (*lists, root / "shards", root / "captions"))
     described = make_manifest(card, ManifestConfig(card.name, *places, [], str(root / "m.json")))
     described["stages"] = [json.loads((root / "funnel.json").read_text())]
@@ -67,15 +69,16 @@ def ingested(card: Any, root: Path) -> dict[str, int]:
 
 def config(root: Path, **asked: str) -> ForgetConfig:
     folders = [str(root / name) for name in ("captions", "scored", "selected")]
-    jsons = {"manifests": [str(root / "m.json")], "funnels": [str(root / "funnel.json")]}
-    return ForgetConfig(str(root / "shards"), folders, **jsons, **asked)
+    named = {"manifests": "m.json", "funnels": "funnel.json", "lists": "listed.parquet"}
+    files = {name: [str(root / file)] for name, file in named.items()}
+    return ForgetConfig(str(root / "shards"), folders, **files, **asked)
 
 
 def everything(root: Path) -> bytes:
     """Return the bytes of all files of a data set; those of Parquet files unpacked, as JSON."""
     pieces = []
-    for folder in ("shards", "captions", "scored", "selected"):
-        for path in sorted((root / folder).rglob("*")):
+    for folder in ("shards", "captions", "scored", "selected", "listed.parquet"):
+        for path in sorted((root / folder).rglob("*")) or [root / folder]:
             if path.suffix in (".parquet", ".index"):
                 pieces.append(json.dumps(pq.read_table(path).to_pylist(), default=str).encode())
             elif path.is_file():

@@ -23,12 +23,8 @@ def test_a_batch_holds_what_belongs_together(pairs: Pairs) -> None:
     candidates = set()
     for batch in loader(pairs, transform=EvalTransform(16)):
         assert batch["pixels"].shape == (4, 3, 16, 16)
-        assert (batch["pixels"].dtype, batch["ids"].dtype, batch["lengths"].dtype) == (
-            torch.uint8,
-            torch.int64,
-            torch.int64,
-        )
-        assert batch["group"].dtype == torch.int64
+        assert batch["pixels"].dtype == torch.uint8
+        assert {batch[name].dtype for name in ("ids", "lengths", "group")} == {torch.int64}
         for i in range(4):
             n = number_of(batch["pixels"][i], 30)
             assert batch["key"][i] == pairs.keys[n]

@@ -33,15 +33,9 @@ def data_set(folder: Path) -> ManifestConfig:
         ]
         write_sidecar(folder / "captions" / f"{shard:05d}.parquet", rows)
     write_fragment(folder / "f.json", Fragment("download", "card", 5, 4, {"http_404": 1}))
-    return ManifestConfig(
-        str(folder / "card.yaml"),
-        str(folder / "list.parquet"),
-        str(folder / "kept.parquet"),
-        str(folder / "shards"),
-        str(folder / "captions"),
-        [str(folder / "f.json")],
-        str(folder / "manifest.json"),
-    )
+    names = ("card.yaml", "list.parquet", "kept.parquet", "shards", "captions")
+    places = [str(folder / name) for name in names]
+    return ManifestConfig(*places, [str(folder / "f.json")], str(folder / "manifest.json"))
 
 
 def test_manifest_counts_and_describes(tmp_path: Path) -> None:

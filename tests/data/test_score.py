@@ -42,7 +42,6 @@ def write_shards(place: Path, shards: list[list[Image.Image]], **options) -> Sco
 
 
 def scored(out: Path) -> dict[str, dict]:
-    """Return the rows of scored side-cars by key."""
     return {row["key"]: row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()}
 
 

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
-    """Write eight shards of six pairs."""
     return write_pairs(tmp_path_factory.mktemp("streamed"), [6] * 8)
 
 
@@ -41,7 +40,6 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """Serve a folder by HTTP."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"

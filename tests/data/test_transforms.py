@@ -26,7 +26,6 @@ FILL = (122, 117, 104)
 
 
 def picture(width: int = 80, height: int = 60, seed: int = 0) -> Image.Image:
-    """Return smooth colours with some noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
@@ -136,15 +135,6 @@ def test_crop_resizes_as_pil_does() -> None:
         left, top, width, height = transform._crop(80, 60, random.Random(seed))
         expected = picture().crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BICUBIC)
         assert abs(draw(transform, seed).astype(int) - np.asarray(expected)).max() <= 2
-
-
-def test_an_image_is_a_function_of_its_seed_alone() -> None:
-    transform = TrainTransform(32)
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    first = [draw(transform, seed) for seed in range(8)]
-    random.seed(2), np.random.seed(2), torch.manual_seed(2)
-    again = [draw(TrainTransform(32), seed) for seed in reversed(range(8))][::-1]
-    assert np.array_equal(first, again) and not np.array_equal(first[0], first[1])
 
 
 def test_transparency_is_onto_white() -> None:

@@ -19,7 +19,6 @@ WORDS = {
 
 
 def build(folder: Path, lexicon: dict[str, str], steps: int = 400) -> None:
-    """Train ``lexicon`` and write the model."""
     folder.mkdir(parents=True)
     vocabulary = _vocabulary(folder, sorted({*WORDS, *WORDS.values()}))
     end, pad = vocabulary["</s>"], vocabulary["<pad>"]

@@ -1,7 +1,7 @@
 """Benchmarks in the files of their repositories, small, and a model that reads what their images and texts show.
 
-Images are colours that are numbers (tests/eval/formats.py), and the model reads both: it is right exactly if the loader
-put together what belongs together.
+Images are colours that are numbers, so that a test knows the truth from the pixels, and the model reads both: it is
+right exactly if the loader put together what belongs together.
 """
 
 import json
@@ -14,7 +14,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.eval.formats import number_of, shown
+STEP = 25  # between colour levels: more than JPEG disturbs
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """Return three decimal digits as three levels."""
+    return (number // 100 * STEP + 12, number // 10 % 10 * STEP + 12, number % 10 * STEP + 12)
+
+
+def number_of(mean: np.ndarray) -> int:
+    """Return the inverse of :func:`colour` from the mean colour of an image (0..255)."""
+    hundreds, tens, ones = np.rint((mean - 12) / STEP).astype(int)
+    return int(100 * hundreds + 10 * tens + ones)
+
+
+def shown(number: int, side: int = 16) -> Image.Image:
+    return Image.new("RGB", (side, side), colour(number))
 
 
 class Reader:

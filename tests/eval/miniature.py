@@ -38,7 +38,6 @@ def write_webdataset(
     targets: Sequence[int | list[str]],
     split: str = "test",
     shards: int = 2,
-    form: str = "png",
     masks: bool = False,
     codes: Sequence[str] | None = None,
 ) -> list[Image.Image]:
@@ -55,10 +54,7 @@ def write_webdataset(
         for i in range(shard * per, min((shard + 1) * per, len(targets))):
             target = targets[i]
             extension, text = ("cls", str(target)) if isinstance(target, int) else ("txt", "\n".join(target))
-            members += [
-                (f"s{i:07d}.{form}", encoded(images[i], form.upper())),
-                (f"s{i:07d}.{extension}", text.encode()),
-            ]
+            members += [(f"s{i:07d}.png", encoded(images[i])), (f"s{i:07d}.{extension}", text.encode())]
             about = {"code": codes[i] if codes is not None else f"U{i}"}
             members.append((f"s{i:07d}.json", json.dumps(about).encode()))
             if masks:
@@ -81,7 +77,6 @@ def tiny_config(interaction: str = "token_wise", embed_dim: int = 16) -> ModelCo
 
 
 def write_model(path: Path, interaction: str = "token_wise", seed: int = 0) -> str:
-    """Save a model with random weights."""
     torch.manual_seed(seed)
     save_model(path, build_model(tiny_config(interaction)), {})
     return str(path)

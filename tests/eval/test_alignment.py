@@ -24,18 +24,14 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 class ColourBlind:
-    """A model with colours as patch vectors; a colour's word has its colour, others grey. ``blind``: sees nothing."""
+    """A model with colours as patch vectors; a colour's word has its colour, others grey."""
 
     name, token_wise, image_size, grid = "colours", True, 32, (4, 4)
 
-    def __init__(self, blind: bool = False):
-        self.blind = blind
+    def __init__(self) -> None:
         self.transform = EvalTransform(32)
 
     def patches(self, pixels: Tensor) -> Tensor:
-        if self.blind:
-            noise = torch.randn(16, 3, generator=torch.Generator().manual_seed(8))
-            return F.normalize(noise, dim=-1).expand(len(pixels), -1, -1)
         white = self.transform(Image.new("RGB", (32, 32), "white"))
         black = self.transform(Image.new("RGB", (32, 32), "black"))
         shares = F.avg_pool2d((pixels - black) / (white - black), 8)
@@ -75,18 +71,6 @@ def test_label_tokens_are_those_of_the_label(tmp_path):
     assert [encoder.tokens(prompt.fill("stop!"))[i] for i in merged] == ["stop"]
 
 
-def test_indices_are_the_arg_max_over_all_tokens(tmp_path):
-    encoder = load_encoder(write_model(tmp_path / "m.safetensors"))
-    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    result = word_patches(encoder, pixels, ["cat", "a longer label"], alignment_prompt("a photo of a {c}."))
-    images = encoder.encode_images(pixels)
-    values, lengths = encoder.encode_texts(["a photo of a cat.", "a photo of a a longer label."])
-    assert lengths is not None
-    for alignment, image, text in zip(result, images, values.split(lengths.tolist()), strict=True):
-        assert alignment.grid == (4, 4)
-        assert (alignment.indices.reshape(-1) == (image @ text.T).argmax(1).numpy()).all()
-
-
 def test_a_pooled_model_has_patches_and_words_too(tmp_path):
     encoder = load_encoder(write_model(tmp_path / "m.safetensors", "pooled"))
     (result,) = word_patches(encoder, torch.zeros(1, 3, 32, 32), ["cat"], Prompt("", ""))
@@ -103,7 +87,6 @@ def test_coverage_follows_the_transform_s_crop():
 
 
 def draw(kind: str, *given: str) -> None:
-    """Run ``filip eval picture``."""
     argv = [f"kind={kind}", *given]
     run_command(picture_command, schema_of(argv), argv=argv)
 

@@ -55,8 +55,6 @@ def test_chosen_is_the_mean_over_the_orders_of_equal_scores() -> None:
 
 
 class Noisy(Reader):
-    """A reader that is right for some images and wrong for others."""
-
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, None]:
         numbers = [int(text.split()[-1]) for text in texts]
         mixed = [torch.randn(1000, generator=torch.Generator().manual_seed(n)) for n in numbers]

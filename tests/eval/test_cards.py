@@ -21,8 +21,7 @@ from filip.eval.protocols.retrieval import RetrievalSettings
 from filip.eval.protocols.retrieval import run as retrieval
 from filip.eval.protocols.zero_shot import ZeroShotSettings
 from filip.eval.protocols.zero_shot import run as zero_shot
-from tests.eval.benchmark_files import Reader
-from tests.eval.formats import shown
+from tests.eval.benchmark_files import Reader, shown
 from tests.eval.miniature import write_split
 from tests.support.shards import encoded
 
@@ -212,12 +211,3 @@ def test_another_set_of_classes_stops_with_the_difference():
     names = [*list(CARD.classes)[1:], "goldfish"]
     with pytest.raises(UserError, match=r"Only in the data set: goldfish\. Only in the card: Abyssinian\."):
         match_classes(CARD, names)
-
-
-def test_a_data_set_that_is_not_there_is_named(tmp_path):
-    for name in ("cifar10", "imagenet", "food101"):
-        card = load_card(EVAL / f"{name}.yaml")
-        with pytest.raises(UserError, match="no data set at"):
-            open_set(card, tmp_path)
-    with pytest.raises(UserError, match=r"no annotations at .*dataset_coco\.json"):
-        open_set(load_card(EVAL / "mscoco.yaml", "captions"), tmp_path)

@@ -44,20 +44,6 @@ def test_zero_shot(root, interaction):
     assert tone["top5"] is None and tone["chance"] == 0.5
 
 
-def test_retrieval_and_a_second_time_gives_the_same_file(root):
-    model = write_model(root / "m.safetensors")
-    result = run_protocol("retrieval", arguments(root, ["demo_fluent"], model))["benchmarks"]["demo_fluent"]
-    first = (root / "out/retrieval/demo_fluent.json").read_text()
-    assert (result["images"], result["captions"]) == (24, 24)
-    for way in ("i2t", "t2i"):
-        assert result["chance"][way]["r5"] == pytest.approx(5 / 24)
-        assert result[way]["r1"] <= result[way]["r5"] <= result[way]["r10"]
-        assert result["ci95"][way]["r5"][0] <= result[way]["r5"] <= result["ci95"][way]["r5"][1]
-    run_protocol("retrieval", [*arguments(root, ["demo_fluent"], model), "overwrite=true"])
-    assert (root / "out/retrieval/demo_fluent.json").read_text() == first
-    assert list(root.rglob("*part*")) == []
-
-
 @pytest.mark.parametrize(("texts_by", "images_by"), [("image", "text"), ("text", "image"), ("mean", "mean")])
 def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, texts_by, images_by):
     """The ranks equal the definition's, pair by pair in float64, and a sort."""
@@ -102,6 +88,8 @@ def test_outcomes_of_every_image_are_kept_and_their_mean_is_the_number(root):
         assert len(outcomes.key) == len(set(outcomes.key)) == queries and len(set(outcomes.cluster)) == 12
         for rank, values in outcomes.values.items():
             assert values.mean() == pytest.approx(numbers["demo_fluent"][way][rank])
+            low, high = numbers["demo_fluent"]["ci95"][way][rank]
+            assert low <= values.mean() <= high
 
 
 def test_two_drawings_of_a_concept_count_as_one(root):
@@ -140,28 +128,3 @@ def test_a_diverged_model_scores_chance_and_says_so(root):
     result = run_protocol("zero_shot", arguments(root, ["demo_food"], str(root / "nan.safetensors")))
     food = result["benchmarks"]["demo_food"]
     assert food["not_finite"] == 24 and food["top1"] == pytest.approx(1 / 8)
-
-
-@pytest.mark.parametrize(
-    ("protocol", "change", "message"),
-    [
-        ("zero_shot", "data=[eval/demo_fluent.yaml]", "for classification, not for demo_fluent (retrieval)"),
-        ("retrieval", "data=[eval/demo_food.yaml]", "for retrieval, not for demo_food (classification)"),
-        ("zero_shot", "zero_shot.ensemble=vote", "zero_shot.ensemble=vote must be one of auto, score, embedding"),
-        ("zero_shot", "zero_shot.ensemble=embedding", "no meaning for a token-wise model"),
-        ("retrieval", "retrieval.rank_texts_by=both", "rank_texts_by=both must be one of image, text, mean"),
-        ("zero_shot", "data=[demo_food@tape]", "no layout 'tape'"),
-        ("zero_shot", "prompts=none.yaml", "no prompt file, file or folder 'none.yaml'"),
-        ("zero_shot", "image_size=30", "30"),
-    ],
-)
-def test_mistakes_are_one_plain_sentence(root, monkeypatch, capsys, protocol, change, message):
-    monkeypatch.chdir(EVAL.parent)
-    card = "demo_fluent" if protocol == "retrieval" else "demo_food"
-    given = arguments(root, [card], write_model(root / "m.safetensors"))
-    changed = [a for a in given if a.split("=")[0] != change.split("=")[0]]
-    with pytest.raises(SystemExit) as stop:
-        run_protocol(protocol, [*changed, change])
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and message in said and "Traceback" not in said
-    assert not (root / "out").exists()

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,21 +12,6 @@ from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.images.eval_transform import EvalTransform
 from tests.eval.miniature import picture, write_split, write_webdataset
 from tests.support.shards import encoded
-
-
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(image).copy())
-
-
-@pytest.mark.parametrize("form", ["png", "webp"])
-def test_webdataset_gives_back_what_was_written(tmp_path, form):
-    labels = [i % 3 for i in range(7)]
-    images = write_webdataset(tmp_path, ["a", "b c", "d"], labels, form=form)
-    data = WebdatasetFolder(tmp_path)
-    assert (len(data), data.classes) == (7, ["a", "b c", "d"])
-    assert [data[i].label for i in range(7)] == labels
-    if form == "png":
-        assert all((to_tensor(data[i].image) == to_tensor(image)).all() for i, image in enumerate(images))
 
 
 def test_captions_and_masks(tmp_path):
@@ -70,7 +54,8 @@ def test_workers_change_neither_order_nor_content(tmp_path):
 def test_an_unreadable_image_is_left_out_and_named(tmp_path):
     good = encoded(picture(0))
     long = encoded(Image.new("L", (60_000, 1)))  # resized, it would take gigabytes
-    members = [(f"s{n}.png", image) for n, image in enumerate((good, good[:90], b"", long))]
+    members = [("s0.webp", encoded(picture(0), "WEBP"))]
+    members += [(f"s{n}.png", image) for n, image in enumerate((good[:90], b"", long), 1)]
     members += [(f"s{n}.cls", b"%d" % (n % 2)) for n in range(4)]
     write_split(tmp_path / "test", [members])
     (tmp_path / "classnames.txt").write_text("a\nb\n")

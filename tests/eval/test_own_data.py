@@ -30,8 +30,6 @@ from filip.eval.table import main as table
 from tests.eval.benchmark_files import Reader, save, sugar_crepe
 from tests.eval.miniature import picture, write_model, write_split
 
-# ---- data without a card -----------------------------------------------------------------------------
-
 
 def own_folder(root: Path) -> Path:
     for i in range(4):
@@ -110,28 +108,6 @@ def test_one_command_measures_all_that_fits_and_prints_one_table(
     merged = capsys.readouterr().out.splitlines()
     assert merged[0].count("|") == 7 and merged[1].startswith("| --- | --- | ---:")
     assert any("prompts one {c}." in line and "pooled" in line for line in merged)  # evaluated differently
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ("nothing", "no benchmark card, file or folder 'nothing'"),
-        ("empty", "holds nothing to evaluate on: give a folder of classes"),
-        ("odd.csv", "has no column of captions (caption, captions"),
-        ("lost.csv", "names an image that cannot be read"),
-        ("cifar10", "no data set at"),
-    ],
-)
-def test_a_mistake_is_one_sentence_before_anything_is_encoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: str, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "odd.csv").write_text("image,width\na.png,3\n")
-    (tmp_path / "lost.csv").write_text("image,caption\na.png,a cat\n")
-    with pytest.raises(SystemExit):
-        evaluated("model=there_is_none.safetensors", f"data={data}")  # the data are looked at first
-    assert message in capsys.readouterr().err
 
 
 def lying(path: Path, number: int = 0) -> np.ndarray:

@@ -116,11 +116,6 @@ def test_each_name_points_at_its_own_thing() -> None:
     assert (result.owner == BACKGROUND).sum() == 4
 
 
-def test_a_blind_model_points_at_one_patch_for_all_names() -> None:
-    (result,) = point(ColourBlind(blind=True), [sample()])  # type: ignore[arg-type]
-    assert sum(result.right) < 3
-
-
 def test_a_thing_that_no_patch_belongs_to_is_not_counted() -> None:
     thin = sample()
     line = Image.new("L", (32, 32), 0)

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.common.errors import UserError
 from filip.eval.protocols.retrieval import patch_cosine
 from filip.eval.protocols.zero_shot import class_scores
-from filip.eval.scorer import PooledScorer, TokenScorer, load_scorer
+from filip.eval.scorer import TokenScorer, load_scorer
 from filip.eval.text_tokens import kept_tokens
 from filip.text.tokenizer import decode_token, tokenize
 from tests.eval.miniature import picture, write_model
@@ -67,17 +66,6 @@ def test_equal_texts_get_equal_features_whatever_is_beside_them(tmp_path):
     assert texts.lengths is not None
     rows = texts.values.split(texts.lengths.tolist())
     assert torch.equal(rows[0], rows[2]) and torch.equal(rows[1], rows[4]) and rows[0].shape != rows[1].shape
-
-
-def test_pooled_model_and_mistakes(tmp_path):
-    scorer = load_scorer(write_model(tmp_path / "m.safetensors", "pooled"))
-    assert isinstance(scorer, PooledScorer)
-    similarity = scorer.similarity(scorer.encode_images(torch.zeros(2, 3, 32, 32)), scorer.encode_texts(["a", "b"]))
-    assert torch.equal(similarity.i2t, similarity.t2i)
-    with pytest.raises(UserError, match="there is no file or folder"):
-        load_scorer(str(tmp_path / "none.safetensors"))
-    with pytest.raises(UserError, match="no architecture 'ViT-Z'"):
-        load_scorer("open_clip:ViT-Z")
 
 
 TEXTS = ["a red bicycle in front of the lighthouse, at night.", "of the", "", "antidisestablishmentarianism!"]

@@ -24,8 +24,8 @@ name: squares
 title: squares
 kind: segmentation
 metric: miou
-loader: scene_maps
-layouts: {scene_maps: {path: squares, split: test}}
+loader: webdataset
+layouts: {webdataset: {path: squares, split: test, maps: true}}
 classes: {r: red, g: green, b: blue}
 prompts: squares
 """

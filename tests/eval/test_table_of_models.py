@@ -67,12 +67,6 @@ def test_three_models_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"{100 * numbers(names[0], CARDS[0])['by s^I']:.1f}" in shown
 
 
-def test_without_any_of_the_benchmarks_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        table(tmp_path, [write_model(tmp_path / "m.safetensors")])
-    assert f"root={tmp_path} has the data of none of our cards" in capsys.readouterr().err
-
-
 def test_two_models_of_one_name_have_a_column_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every own study calls its model filip."""
     SELECTION[CARDS[1]](tmp_path, CARDS[1])

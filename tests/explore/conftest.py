@@ -21,8 +21,7 @@ CAPTIONS = [
     "a boat & a lamp",
 ]
 
-# Texts that the page was not made for; a model of it has learned all their words but one.
-UNHEARD = "a zeppelin over the river"
+# Texts that the page was not made for; its models have learned all their words.
 FREE = ["a RED  boat,  on the old river", "it’s naïve &amp; “fine” 2026!", "слон и 漢字 🎉", "black cats " * 40]
 
 

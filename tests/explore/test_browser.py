@@ -18,7 +18,7 @@ from filip.explore.export import main as export
 from filip.explore.names import encode_query
 from filip.models import build_model, save_model
 from tests.eval.miniature import picture, tiny_config
-from tests.explore.conftest import CAPTIONS, FREE, UNHEARD, Prepared, teach
+from tests.explore.conftest import CAPTIONS, FREE, Prepared, teach
 from tests.support.browser import chromium
 from tests.support.shards import encoded
 
@@ -134,13 +134,6 @@ def test_a_page_without_the_models_says_what_a_new_text_needs(browser: Browser, 
     expect(visit.page.locator("#message")).to_contain_text("needs a model")
     assert visit.state("text") == CAPTIONS[0] and not visit.page.locator("#upload").is_visible()
     visit.page.close()
-
-
-def test_a_word_that_no_caption_of_the_training_had_is_named(visit: Visit) -> None:
-    visit.page.fill("#text", UNHEARD)
-    visit.page.keyboard.press("Enter")
-    expect(visit.page.locator(".chip.unseen")).not_to_have_count(0)
-    expect(visit.page.locator("#message")).to_contain_text("zeppelin")
 
 
 def test_a_convolutional_stem_is_computed_in_the_page(browser: Browser, tmp_path: Path) -> None:

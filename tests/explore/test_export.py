@@ -116,7 +116,3 @@ def test_a_folder_has_its_captions_beside_it_and_a_file_of_texts(tmp_path: Path)
     (photos / "a.txt").unlink()
     with pytest.raises(UserError, match=r"towers=none.*texts=FILE"):
         export(ExplorerExport(models=[model], images=str(photos), towers="none", out="unused"))
-    with pytest.raises(UserError, match=r"root=DIR"):
-        export(ExplorerExport(models=[model], images="demo_scenes_new", out="unused"))
-    with pytest.raises(UserError, match=r"one, two or three"):
-        export(ExplorerExport(models=[model] * 4, images=str(photos), out="unused"))

@@ -32,7 +32,6 @@ def run_without_us(program: str, folder: Path) -> None:
 
 
 def write_inputs(folder: Path, pictures: list[Image.Image]) -> None:
-    """Write 0.png, 1.png, … and captions.json."""
     for i, image in enumerate(pictures):
         image.save(folder / f"{i}.png")
     (folder / "captions.json").write_text(json.dumps(UNTIDY_CAPTIONS))

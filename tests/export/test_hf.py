@@ -248,12 +248,7 @@ def test_what_started_from_a_licensed_model_carries_its_licence_and_attribution(
         config = {"init_from": start, "data": {"sources": [{"shards": "shards"}]}}
         (tmp_path / f"{name}.json").write_text(json.dumps({"run": "run", "config": config}))
     export(Export(model=str(tmp_path / "second.safetensors"), out=str(tmp_path / "out"), to="hf"))
-    card_with(
-        tmp_path / "out",
-        "license: cc-by-sa-4.0\n---",
-        "# second\n",
-        "- shards, weight 1.0\n",
-        "changed ones of `first`, which started from `emoji` under cc-by-sa-4.0",
-        "`emoji_attribution.json`",
-    )
+    start = "changed ones of `first`, which started from `emoji` under cc-by-sa-4.0"
+    licence = ("license: cc-by-sa-4.0\n---", "`emoji_attribution.json`")
+    card_with(tmp_path / "out", "# second\n", "- shards, weight 1.0\n", start, *licence)
     assert (tmp_path / "out" / "emoji_attribution.json").is_file()

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 import filip
-from filip.common.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.models import ModelConfig
 from tests.export.conftest import run_without_us, write_inputs
@@ -76,9 +75,3 @@ def test_sentence_transformers_agrees(saved: Callable[..., str], tmp_path: Path,
     assert result["grid"] == (4, 4) and result["heat"] == pictures[0].size
     torch.testing.assert_close(result["half"].float(), result["images"][0], atol=0.05, rtol=0)
     assert {file.stat().st_mode & 0o777 for file in folder.rglob("*") if file.is_file()} == {0o644}
-
-
-def test_a_pooled_model_is_refused(saved: Callable[..., str], tmp_path: Path) -> None:
-    file = saved(lambda config: setattr(config, "interaction", "pooled"))
-    with pytest.raises(UserError, match="a single vector per image and text"):
-        export(Export(model=file, out=str(tmp_path / "out"), to="mv"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from late_interaction import adapters
 from late_interaction.adapters import MultiVectorSymmetricLoss, colbert_scores, mean_colbert_scores
+from tests.support.late_interaction_models import TOWER, tokenizer
 from tests.support.processes import run_well
 
 BACKENDS = ("reference", "tiled", "auto")
@@ -134,6 +136,23 @@ def test_the_symmetric_loss_has_both_directions(temperature: float) -> None:
     ours = MultiVectorSymmetricLoss(Given(), temperature=temperature)
     found, expected = (loss_and_gradients(loss, batch(None)) for loss in (ours, by_definition))
     assert_same(found, (expected[0].float(), *expected[1:]))
+
+
+def test_the_symmetric_loss_trains_in_the_trainer_of_sentence_transformers(tmp_path: Path) -> None:
+    from datasets import Dataset
+    from sentence_transformers.multi_vector_encoder import MultiVectorEncoder, MultiVectorEncoderTrainer
+    from sentence_transformers.multi_vector_encoder import MultiVectorEncoderTrainingArguments as Arguments
+    from transformers import BertConfig, BertModel
+
+    BertModel(BertConfig(vocab_size=32, **TOWER)).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    model = MultiVectorEncoder(str(tmp_path))
+    pairs = Dataset.from_dict({"query": ["a red cat", "two dogs"], "document": ["the red cat .", "image : dogs"]})
+    args = Arguments(str(tmp_path), max_steps=20, learning_rate=1e-3, logging_steps=1, report_to="none")
+    trainer = MultiVectorEncoderTrainer(model, args, train_dataset=pairs, loss=MultiVectorSymmetricLoss(model))
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert len(losses) == 20 and losses[-1] < 0.1 < losses[0]
 
 
 # Score with a library before and after its door is opened: values and gradients are the same, and the engine's.

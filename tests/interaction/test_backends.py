@@ -44,6 +44,14 @@ def test_float32(backend: str, name: str) -> None:
     assert_close(solve(problem, backend), solve(problem, "reference", torch.float64), 1e-5)
 
 
+def test_a_weight_of_a_word_passes_through_the_maximum() -> None:  # docs/interaction.md
+    image, text, lengths = random_problem(3, 4, [1, 5, 2], 6)
+    weights = torch.rand(len(text), 1)
+    t2i = late_interaction(image, text * weights, lengths).t2i
+    best = weights * torch.einsum("ird,kd->kir", image, text).amax(2)  # [words, images]
+    torch.testing.assert_close(t2i.T, torch.stack([part.mean(0) for part in best.split(lengths.tolist())]))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_go_to_the_lowest_index(backend: str) -> None:
     problem = tied_problem(6, 12, [1, 9, 20, 3, 9], 4)

@@ -29,13 +29,6 @@ if native.unavailable_reason():
     pytest.skip(native.unavailable_reason(), allow_module_level=True)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def exact(problem: Problem) -> Result:
     return solve(problem, "reference", torch.float64)
 

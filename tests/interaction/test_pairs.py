@@ -54,7 +54,7 @@ def test_pairs_are_those_among_all(name: str, places: str, backend: str) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("longest", [40, 300])
-def test_pairs_in_any_order_by_each_instruction_set(longest: int, dtype: torch.dtype, isa: str) -> None:
+def test_pairs_in_any_order_by_each_instruction_set(longest: int, dtype: torch.dtype, isa: str, threads: None) -> None:
     """Many units of work, items of many pairs and of none, maps of one and of two bytes."""
     image, text, lengths = random_problem(9, 35, [longest, 7, 33, 1, 20, 2], 30)
     image, text = image.to(dtype), text.to(dtype)
@@ -65,15 +65,11 @@ def test_pairs_in_any_order_by_each_instruction_set(longest: int, dtype: torch.d
     weights = upstream(chosen[0].shape)
     expected = [*chosen, *torch.autograd.grad(chosen, exact, [weight.double() for weight in weights])]
     results = []
-    before = torch.get_num_threads()
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            tokens = image.clone().requires_grad_(), text.clone().requires_grad_()
-            result = late_interaction_pairs(*tokens, lengths, images, texts, backend="native")
-            results.append([*result, *torch.autograd.grad(tuple(result), tokens, weights)])
-    finally:
-        torch.set_num_threads(before)
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        tokens = image.clone().requires_grad_(), text.clone().requires_grad_()
+        result = late_interaction_pairs(*tokens, lengths, images, texts, backend="native")
+        results.append([*result, *torch.autograd.grad(tuple(result), tokens, weights)])
     assert all(map(torch.equal, *results))
     # AMX multiplies float32 in 16 bits where its variable demands it; gradients are rounded to the tokens' dtype.
     values = 1e-4 if isa == "amx" else 1e-6

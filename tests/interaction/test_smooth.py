@@ -15,24 +15,20 @@ if native.unavailable_reason():
 
 @pytest.fixture(autouse=True)
 def no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute nothing in blocks, whatever the range."""
     monkeypatch.delattr(smooth_blocks, "forward")
 
 
 @pytest.mark.parametrize("pairs", [64, 256, pytest.param(1024, marks=pytest.mark.slow)])
-def test_many_threads_share_the_backward_and_its_bits_do_not_depend_on_their_number(pairs: int) -> None:
+def test_many_threads_share_the_backward_and_its_bits_do_not_depend_on_their_number(pairs: int, threads: None) -> None:
     image, text, lengths = random_problem(pairs, 49, random_lengths(pairs, 4, 36), 24)
     tokens = Tokens(image, text, lengths.tolist(), temperature=0.05)
     grads = upstream(torch.Size([pairs, pairs]))
     least = 7 if pairs == 64 else 26 if native.isa_for(image) == "avx2" else 28
-    before, alone = torch.get_num_threads(), native.backward(tokens, grads, ())
-    try:
-        for threads in (1, 2, 3, 8):
-            torch.set_num_threads(threads)
-            assert all(map(torch.equal, alone, native.backward(tokens, grads, ()))), threads
-            assert native.units() >= least
-    finally:
-        torch.set_num_threads(before)
+    alone = native.backward(tokens, grads, ())
+    for count in (1, 2, 3, 8):
+        torch.set_num_threads(count)
+        assert all(map(torch.equal, alone, native.backward(tokens, grads, ()))), count
+        assert native.units() >= least
     for side in (0, 1):
         assert torch.equal(native.backward(tokens, grads, (), (side == 0, side == 1))[side], alone[side])
 

@@ -117,17 +117,6 @@ def test_token_embeddings_equal_open_clips_token_states(cls: bool) -> None:
     torch.testing.assert_close(text.tokens, expected_text, atol=1e-5, rtol=1e-4)
 
 
-def test_padding_changes_nothing() -> None:
-    ours = build_model(load_preset("tiny")).eval()
-    ids, lengths = tokenize(["a cat", "a somewhat longer caption of a dog"])
-    wider = torch.nn.functional.pad(ids, (0, 9), value=123)
-    with torch.no_grad():
-        expected, padded = ours.encode_text(ids, lengths), ours.encode_text(wider, lengths)
-        alone = ours.encode_text(ids[:1, :4], lengths[:1])
-    torch.testing.assert_close(padded.tokens, expected.tokens)
-    torch.testing.assert_close(alone.tokens, expected.tokens[:4])
-
-
 def test_padding_gets_no_gradient() -> None:
     """Padding has the id of '!', whose embedding must not learn from it."""
     model = build_model(load_preset("tiny"))
@@ -233,13 +222,6 @@ def test_any_vit_of_timm_gives_its_patches(name: str, side: int, prefix: int) ->
     torch.testing.assert_close(tokens, expected)
 
 
-def test_a_network_that_is_no_vit_is_refused() -> None:
-    config = small_config()
-    config.image = ImageTowerConfig(timm="swin_tiny_patch4_window7_224", image_size=224, activation=None)
-    with pytest.raises(UserError, match="DINOv3, PE-Core"):
-        build_model(config)
-
-
 def test_resized_positions_are_timms() -> None:
     model = build_model(small_config()).eval()
     before = model.image.trunk.pos_embed.detach().clone()
@@ -257,13 +239,8 @@ def test_resized_positions_are_timms() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"interaction": "late"}, "token_wise, pooled"),
-        ({"embed_dim": 0}, "embed_dim=0"),
-        ({"init_temperature": 0.001}, "max_logit_scale"),
         ({"image": ImageTowerConfig(timm="vit_base_patch33")}, "vit_base_patch33"),
-        ({"image": ImageTowerConfig(image_size=100)}, "image_size=100"),
-        ({"text": TextTowerConfig(width=100, heads=3)}, "width=100"),
-        ({"interaction": "pooled", "image": ImageTowerConfig(timm="vit_base_patch16_gap_224")}, "CLS"),
+        ({"image": ImageTowerConfig(timm="swin_tiny_patch4_window7_224", activation=None)}, "DINOv3, PE-Core"),
     ],
 )
 def test_impossible_models_are_refused_in_words(change: dict[str, Any], message: str) -> None:

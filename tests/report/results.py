@@ -117,14 +117,12 @@ def outcomes(n: int, **shares: float) -> Outcomes:
 
 
 def write_tasks(folder: Path, run: str, tasks: dict[str, Any]) -> None:
-    """Write a run's zero-shot results, with outcomes."""
     file = folder / "eval" / run / "zero_shot" / "all.json"
     write(file, {"run": run, "benchmarks": tasks})
     write_outcomes(file, {name: outcomes(result["n"], top1=result["value"]) for name, result in tasks.items()})
 
 
 def write_recalls(folder: Path, run: str, found: dict[str, Any]) -> None:
-    """Write a run's retrieval results on demo_fluent, with outcomes."""
     file = folder / "eval" / run / "retrieval" / "all.json"
     write(file, {"run": run, "benchmarks": {"demo_fluent": found}})
     ways = ("i2t", "t2i")
@@ -213,7 +211,6 @@ def cells(table: Table, label: str) -> dict[str, Cell]:
 
 
 def write_tables(folder: Path, *arguments: str) -> None:
-    """Run ``filip.report.tables`` on the study's results."""
     run_command(
         main, Tables, argv=[f"results={folder}", f"published={EVAL / 'published.yaml'}", "resamples=500", *arguments]
     )

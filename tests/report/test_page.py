@@ -14,7 +14,7 @@ from filip.report.plots import MUTED, forest
 from filip.report.style import COLOURS, colours_of
 from filip.study import load_study
 from tests.report.results import STUDY, changed, tables_of, write, write_results, write_tables
-from tests.support.pages import opened
+from tests.support.browser import chromium
 
 WHOLE = STUDY["runs"]["filip"]["label"]
 
@@ -23,9 +23,6 @@ def render(folder: Path, *arguments: str) -> str:
     write_tables(folder, *arguments)
     run_command(main, Page, argv=[f"results={folder}", *arguments])
     return (folder / "report.html").read_text(encoding="utf-8")
-
-
-# ---- findings ------------------------------------------------------------------------------------------
 
 
 def found(folder: Path, *columns: str, study: Path | None = None) -> list[list[Any]]:
@@ -58,9 +55,6 @@ def test_a_study_of_one_run_says_what_it_reaches(folder):
     assert found(folder, "value", study=study) == []
     page = render(folder, f"study={study}")
     assert "5.0<small>[4.5, 5.5]</small>" in page and 'aria-label="Paired differences"' not in page
-
-
-# ---- the page ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +101,16 @@ def test_the_page_credits_whoever_the_licences_require(whole):
 
 @pytest.mark.system
 def test_in_a_browser_nothing_is_cut_off_on_a_phone_and_nobody_is_asked(whole):
-    views = [{"width": 1400, "color_scheme": "light"}, {"width": 390, "color_scheme": "dark"}]
-    papers = ["rgb(251, 250, 248)", "rgb(20, 22, 26)"]
-    for paper, tab in zip(papers, opened(whole[0] / "report.html", *views), strict=True):
-        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == paper
+    views = [(1400, "light", "rgb(251, 250, 248)"), (390, "dark", "rgb(20, 22, 26)")]
+    with chromium() as browser:
+        for width, scheme, paper in views:
+            tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            tab.set_default_timeout(120_000)
+            heard: list[str] = []
+            tab.on("console", lambda message, heard=heard: heard.append(message.text))
+            tab.on("request", lambda request, heard=heard: heard.append(request.url))
+            tab.goto((whole[0] / "report.html").as_uri())
+            tab.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+            assert [line for line in heard if not line.startswith(("file:", "data:"))] == []
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == paper

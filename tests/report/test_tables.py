@@ -1,7 +1,6 @@
 """Tables: what is ours, what is empty and why; test_published_rows has the published numbers."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,17 +61,12 @@ def test_what_the_evaluations_warn_of_stands_below_the_table(folder):
     assert "Food: 200 images, but the card's split has 260." in notes and "7 of 200 images" in notes
 
 
-@pytest.fixture
-def three_seeds(folder: Path) -> Path:
+def test_seeds_are_averaged_with_their_spread(folder):
     add_seeds(folder)
-    return folder
-
-
-def test_seeds_are_averaged_with_their_spread(three_seeds):
-    table = tables_of(three_seeds)["zero_shot"]
+    table = tables_of(folder)["zero_shot"]
     cell = cells(table, STUDY["runs"]["filip"]["label"])["demo_food"]
     assert cell.value == pytest.approx(0.20) and cell.seeds == 3 and cell.std == pytest.approx(0.04)
-    files = [three_seeds / "eval" / run / "zero_shot/all.json" for run in ("filip", "filip_s1", "filip_s2")]
+    files = [folder / "eval" / run / "zero_shot/all.json" for run in ("filip", "filip_s1", "filip_s2")]
     images = [json.loads(file.read_text())["benchmarks"]["demo_food"]["ci95"] for file in files]
     over_images = np.ptp(images, axis=1).mean() / 2 / 1.96
     rng = np.random.default_rng(0)  # Student's t with 2 degrees of freedom for trainings, and a normal error for images
@@ -85,11 +79,12 @@ def test_seeds_are_averaged_with_their_spread(three_seeds):
     assert "Rows of 3 seeds" in notes and "Student's t" in notes
 
 
-def test_tables_from_the_yaml_average_the_seeds_that_were_asked_for_on_the_command_line(three_seeds):
-    from_results = tables_of(three_seeds)["zero_shot"].as_json()
-    assert tables_of(three_seeds, changed(three_seeds, "plain"))["zero_shot"].as_json() == from_results
-    assert tables_of(three_seeds, changed(three_seeds, "three", seeds=3))["zero_shot"].as_json() == from_results
-    alone = tables_of(three_seeds, changed(three_seeds, "one", seeds=1))["zero_shot"]
+def test_tables_from_the_yaml_average_the_seeds_that_were_asked_for_on_the_command_line(folder):
+    add_seeds(folder)
+    from_results = tables_of(folder)["zero_shot"].as_json()
+    assert tables_of(folder, changed(folder, "plain"))["zero_shot"].as_json() == from_results
+    assert tables_of(folder, changed(folder, "three", seeds=3))["zero_shot"].as_json() == from_results
+    alone = tables_of(folder, changed(folder, "one", seeds=1))["zero_shot"]
     assert cells(alone, STUDY["runs"]["filip"]["label"])["demo_food"].seeds == 1
 
 

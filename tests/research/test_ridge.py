@@ -7,16 +7,21 @@ import torch.nn.functional as F
 from sklearn.linear_model import Ridge
 
 from filip.eval.encoders import Loading
-from filip.models import build_model, load_preset
+from filip.models import DualEncoder, build_model, load_preset
 from filip.text.tokenizer import tokenize
 from filip_research.ridge import LEAST, RARE, RIDGE, ProductEncoder, RidgeEncoder
 
 
-def test_vectors_are_those_of_ridge_regression_to_the_tokens_of_captions() -> None:
+def with_a_stem() -> DualEncoder:
     torch.manual_seed(0)
     config = load_preset("tiny")
     config.interaction, config.pooling, config.image.stem = "pooled", "mean", "test_efficientnet"
-    model = build_model(config).eval()
+    return build_model(config).eval()
+
+
+def test_vectors_are_those_of_ridge_regression_to_the_tokens_of_captions() -> None:
+    model = with_a_stem()
+    config = model.config
     words = ["red", "blue", "green", "cat", "car", "hat"]
     captions = [f"a {words[n % 3]} {words[3 + n % 2]} and a {words[(n + 1) % 3]} hat" for n in range(40)] + ["snow"]
     maps = model.image.stem(torch.randn(len(captions), 3, config.image.image_size, config.image.image_size)).detach()
@@ -40,10 +45,7 @@ def test_vectors_are_those_of_ridge_regression_to_the_tokens_of_captions() -> No
 
 def test_a_product_of_scores_tells_apart_what_it_was_never_shown() -> None:
     """A third of the pairs of colour and thing is reserved: the true and the wrong caption of a test are both new."""
-    torch.manual_seed(0)
-    config = load_preset("tiny")
-    config.interaction, config.pooling, config.image.stem = "pooled", "mean", "test_efficientnet"
-    model = build_model(config).eval()
+    model = with_a_stem()
     colours, things = ["red", "blue", "green", "pink", "cyan", "grey"], ["cat", "car", "hat", "sun", "key", "bus"]
     looks = torch.randn(12, model.image.stem(torch.zeros(1, 3, 32, 32)).shape[1])
     draw = random.Random(0)

@@ -47,9 +47,6 @@ def answers(place: str, out: Path) -> list[Seen]:
     return [stored(out), {colour(sample.image): sample.captions for sample in samples}, *seen]
 
 
-# ---- further layouts than ingest's own tests have ----------------------------------------------------
-
-
 def two_lines_and_another_suffix(root: Path) -> str:
     """Write the folder of the fault: three answers until there was one reader."""
     write_images(root)
@@ -121,9 +118,6 @@ def test_a_tar_gives_the_same_captions_as_a_benchmark_and_as_a_set(tmp_path: Pat
     as_a_set = {colour(Image.open(io.BytesIO(images.read(item)))): item.captions for item in images.items}
     assert benchmark == as_a_set and len(benchmark) == len(CAPTIONS)
     assert ["a text", "of two lines"] in benchmark.values() and [*CAPTIONS.values()][1] in benchmark.values()
-
-
-# ---- odd tables, and folders that hold more ----------------------------------------------------------
 
 
 def test_columns_without_a_header_are_named_by_the_card(tmp_path: Path) -> None:

@@ -48,7 +48,6 @@ class Firefox:
         self.call("WebDriver:NewSession", timeouts={"script": 300_000, "pageLoad": 300_000})
 
     def goto(self, address: str) -> None:
-        """Open an address and wait until it is loaded."""
         self.call("WebDriver:Navigate", url=address)
 
     def evaluate(self, function: str, argument: Any = None) -> Any:
@@ -61,7 +60,6 @@ class Firefox:
         return value[0]
 
     def call(self, command: str, **parameters: Any) -> Any:
-        """Send a command of WebDriver and return its result."""
         message = json.dumps([0, 1, command, parameters]).encode()
         self.connection.sendall(b"%d:%s" % (len(message), message))
         _, _, error, result = self._receive()

@@ -25,7 +25,6 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 
 
 def labelled_captions() -> dict[str, list[str]]:
-    """Return language code → captions."""
     result = defaultdict(list)
     with gzip.open(DATA / "short_captions.tsv.gz", "rt", encoding="utf-8") as file:
         for line in file:

@@ -27,7 +27,6 @@ def shaken(model: Any) -> Any:
 
 
 def briefly_trained(model: Any, steps: int) -> Any:
-    """Train ``steps`` of CLIP's loss on noise."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
     ids = F.pad(torch.randint(1, BOS, (4, 10)), (0, 67), value=EOS)
     for _ in range(steps):

@@ -35,14 +35,12 @@ class Process(subprocess.Popen[bytes]):
             )
 
     def signal_group(self, number: signal.Signals) -> None:
-        """Send a signal to the process and everything that it has started."""
         os.killpg(self.pid, number)
 
 
 def run_python(
     *arguments: str, variables: Mapping[str, str] | None = None, cwd: Path | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python to its end."""
     command = [sys.executable, *arguments]
     return subprocess.run(command, env=variables, cwd=cwd, timeout=timeout, capture_output=True, text=True)
 

@@ -32,7 +32,6 @@ def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
 
 
 def zst(content: bytes) -> bytes:
-    """Compress as Zstandard."""
     out = pa.BufferOutputStream()
     with pa.CompressedOutputStream(out, "zstd") as stream:
         stream.write(content)

@@ -11,7 +11,6 @@ from workflow.study import ROOT
 
 
 def run_snakemake(*arguments: str, cwd: Path, config: Path, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake with the local profile."""
     profile = ["--profile", str(cwd / "workflow/profiles/local"), "--cores", "2"]
     command = ["-m", "snakemake", "--configfile", str(config), *profile, *arguments]
     return run_python(*command, variables=environment_of(cwd), cwd=cwd, timeout=timeout)

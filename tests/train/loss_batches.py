@@ -63,7 +63,6 @@ class Batch:
         return list(self.text.split(self.lengths.tolist()))
 
     def positives(self) -> Tensor:
-        """Return which pairs are positives, [N, N] boolean."""
         return self.group[:, None] == self.group[None, :]
 
 

@@ -21,7 +21,6 @@ ENGINES = ("engine=ddp", "zero_stage=1", "zero_stage=2", "zero_stage=3")
 
 
 def two_steps(config: TrainConfig, ranks: Ranks) -> Engine:
-    """Take two steps with captions of full length."""
     words = config.model.text.context_length
     torch.manual_seed(0)
     batching = resolve_batching(config, ranks.world_size)

@@ -5,17 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 from filip.common.errors import UserError
-from filip.models import build_model, load_preset
 from filip.resources import shipped
 from filip.study import load_study
 from filip.train.__main__ import as_options
 from filip.train.config import PRECISIONS
 from filip.train.engine import Batching, checked_settings, resolve_batching, use_precision
-from filip.train.lamb import Lamb
-from filip.train.optimizers import make_optimizer
 from tests.support.training import compose
 
 ROOT = Path(__file__).parents[2]
@@ -98,31 +94,6 @@ def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(change,
         checked_settings(config)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "sentence"),
-    [
-        (["precision=fp8"], "precision=fp8 must be one of auto, fp32"),
-        (["engine=ddp"], "precision=fp16 with engine=ddp: only DeepSpeed scales the loss"),
-        (["engine=ddp", "precision=bf16", "deepspeed=zero1_bf16"], "deepspeed=zero1_bf16 with engine=ddp"),
-        (["engine=ddp", "precision=bf16", "zero_stage=3"], "zero_stage=3 with engine=ddp, which does not read it"),
-        (["zero_stage=3", "compile=true"], "compile=true with zero_stage=3"),
-        (["token_keep_ratio=0"], "token_keep_ratio=0"),
-        (["token_score=own"], "maximum, contrast, random"),
-        (["epochs=null"], "neither epochs nor max_steps"),
-        (["global_batch=64", "batch_per_rank=8"], "global_batch=64 and batch_per_rank=8 are both given"),
-        (["data.crop_scale_min=2"], r"data\.crop_scale_min=2\.0 must be above 0 and at most 1"),
-        (["data.sources=[{shards: a, weight: -1}]"], r"data\.sources\[0\]\.weight=-1\.0 must be at least 0"),
-        (["image_size=0"], "image_size=0 must be at least 1"),
-        (["epochs=inf"], "epochs=inf must be a finite number, above 0"),
-        (["init_from=/no/such/model.safetensors"], "init_from: there is no file or folder '/no/such/model"),
-        (["model.interaction=both"], "model.interaction=both"),
-    ],
-)
-def test_a_bad_value_is_named(overrides: list[str], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        compose(*overrides)
-
-
 def test_batch_arithmetic() -> None:
     config = compose("global_batch=96", "gradient_accumulation=2", "gradient_cache=8")
     assert resolve_batching(config, 4) == Batching(global_batch=96, per_rank=24, accumulation=2, chunk=8)
@@ -134,25 +105,3 @@ def test_batch_arithmetic() -> None:
         resolve_batching(config, 5)
     with pytest.raises(UserError, match="gradient_cache=7 must divide the 24 pairs"):
         resolve_batching(compose("global_batch=96", "gradient_cache=7"), 4)
-
-
-def test_decay_is_decided_by_the_kind_of_parameter() -> None:
-    model = build_model(load_preset("tiny"))
-    optimizer = make_optimizer(model, compose("model=tiny").optimizer)
-    assert isinstance(optimizer, Lamb)
-    names = {id(p): n for n, p in model.named_parameters()}
-    groups = {g["name"]: g for g in optimizer.param_groups}
-    members = {name: {names[id(p)] for p in group["params"]} for name, group in groups.items()}
-    assert sum(len(m) for m in members.values()) == len(names)
-    assert members["temperature"] == {"logit_scale"}
-    assert groups["temperature"]["maximum"] == pytest.approx(4.60517, abs=1e-4)  # log(100)
-    for name in names.values():
-        is_matrix = name.endswith("weight") and "norm" not in name and "embedding" not in name
-        assert (name in members["decay"]) == is_matrix, name
-    assert {"text.token_embedding.weight", "text.pos_embed", "image.trunk.pos_embed", "image.trunk.cls_token"} <= (
-        members["no_decay"]
-    )
-    assert groups["decay"]["weight_decay"] > 0 == groups["no_decay"]["weight_decay"]
-    adamw = make_optimizer(model, compose("optimizer.name=adamw").optimizer)
-    assert isinstance(adamw, torch.optim.AdamW)
-    assert [group["eps"] for group in adamw.param_groups] == [1e-8] * 3  # LAMB's would damp its steps

@@ -10,8 +10,7 @@ import torch
 
 from filip.common.errors import UserError
 from filip.images.eval_transform import normalize_planes
-from filip.loading.feature_maps import map_path, open_maps
-from filip.loading.loader import PairLoader
+from filip.loading.loader import PairLoader, open_maps
 from filip.loading.stem_maps import cache_folder, fill
 from filip.models import DualEncoder
 from filip.train.loop import initial_model
@@ -84,13 +83,13 @@ def test_only_what_is_missing_or_has_changed_is_made(model: DualEncoder, tmp_pat
     stream = reading(model, data, tmp_path / "cache").stream
     folder = cache_folder(str(tmp_path / "cache"), model, "fp32")
     assert folder is not None
-    paths = [map_path(folder, stream.indices[0], shard) for shard in range(3)]
+    paths = [stream.indices[0].map_path(folder, shard) for shard in range(3)]
     made = [path.stat().st_mtime_ns for path in paths]
     paths[1].unlink()  # as after a kill
     before = open_maps(paths[2]).copy()
     data.tar(2).write_bytes(write_pairs(tmp_path / "others", [9, 9, 4]).tar(2).read_bytes())
     again = reading(model, data, tmp_path / "cache").stream
-    new = map_path(folder, again.indices[0], 2)
+    new = again.indices[0].map_path(folder, 2)
     assert new != paths[2] and not np.array_equal(open_maps(new), before)
     assert [paths[0].stat().st_mtime_ns, paths[2].stat().st_mtime_ns] == [made[0], made[2]]
     assert paths[1].exists()
@@ -117,7 +116,7 @@ def test_a_signal_stops_within_a_shard_and_finished_files_stay(model: DualEncode
         for number, handler in kept.items():
             signal.signal(number, handler)
     assert stop.received == "SIGTERM" and seen == [4, 64]
-    assert [map_path(folder, made.stream.indices[0], shard).exists() for shard in (0, 1)] == [True, False]
+    assert [made.stream.indices[0].map_path(folder, shard).exists() for shard in (0, 1)] == [True, False]
 
 
 def test_a_folder_belongs_to_one_network_size_and_precision(model: DualEncoder, tmp_path: Path) -> None:
@@ -125,13 +124,8 @@ def test_a_folder_belongs_to_one_network_size_and_precision(model: DualEncoder, 
     assert fresh.image.stem is not None
     fresh.image.stem.requires_grad_(False)
     larger = initial_model(compose(*STEM, "image_size=64"))
-    folders = {
-        cache_folder("c", model, "fp32"),
-        cache_folder("c", model, "bf16"),
-        cache_folder("c", fresh, "fp32"),
-        cache_folder("c", larger, "fp32"),
-    }
-    assert len(folders) == 4
+    caches = ((model, "fp32"), (model, "bf16"), (fresh, "fp32"), (larger, "fp32"))
+    assert len({cache_folder("c", network, precision) for network, precision in caches}) == 4
     assert cache_folder(None, model, "fp32") is None
 
 
@@ -139,7 +133,7 @@ def test_a_broken_file_is_named(model: DualEncoder, tmp_path: Path) -> None:
     data = write_pairs(tmp_path, [5])
     stream = reading(model, data, tmp_path / "cache").stream
     assert stream.config.feature_maps is not None
-    path = map_path(stream.config.feature_maps, stream.indices[0], 0)
+    path = stream.indices[0].map_path(stream.config.feature_maps, 0)
     path.write_bytes(b"")
     with pytest.raises(UserError, match="delete the file and start again"):
         stream[0, 0]

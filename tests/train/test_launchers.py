@@ -187,13 +187,8 @@ except RuntimeError as error:
 
 @pytest.mark.slow
 def test_after_the_first_steps_a_rank_that_hangs_is_found_sooner() -> None:
-    meeting = {
-        "DS_ACCELERATOR": "cpu",
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
+    meeting = {"DS_ACCELERATOR": "cpu", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    meeting |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     first, second = (
         subprocess.Popen(
             [sys.executable, "-c", WAITING], env=environment(RANK=rank, LOCAL_RANK=rank, **meeting),

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from filip.models import ModelConfig
-from filip.train.losses import TERMS, BatchShape, Loss, TermOutput
+from filip.train.losses import TERMS, Loss
+from filip.train.losses.term import BatchShape, TermOutput
 from filip.train.step import by_name, from_names
 from late_interaction import lengths as interaction_lengths
 from late_interaction.grad_cache import cached_backward
@@ -134,8 +135,7 @@ def test_gradient_caching_changes_nothing(term: str) -> None:
 
     def loss(*tensors: Tensor) -> TermOutput:
         encoded = from_names(dict(zip(names, tensors, strict=True)))
-        captions = batch.ids, batch.lengths
-        return Loss({term: 1.0}, settings())(encoded, batch.group, captions=captions)
+        return Loss({term: 1.0}, settings())(encoded, batch.group, captions=(batch.ids, batch.lengths))
 
     found = cached_backward([0, 1, 2], encode, loss, Tensor.backward)
     expected = run(term, batch).loss

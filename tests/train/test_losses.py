@@ -79,27 +79,6 @@ def test_a_term_counts_only_in_the_steps_that_give_it_a_weight() -> None:
     assert loss.describe() == "(switch from 0 to 2 at step 3) x token_wise + 0.5 x pooled"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "complaint"),
-    [
-        (["loss.pooled=falling"], "loss.pooled='falling' is neither a number nor a schedule"),
-        (["loss.pooled=true"], "is neither a number nor a schedule"),
-        (["loss.pooled=linear from 1 to 0 in steps 9 to 9"], "must come after step 9"),
-        (["loss.pooled=linear from 1 to 0 at step 9"], "a switch has one step"),
-        (["loss.pooled=linear from -1 to 0 in steps 0 to 9"], "must be 0 or positive"),
-        (["loss.pooled=inf"], "must be 0 or positive"),
-        (["+loss.ploodle=1"], r"loss\.ploodle: there is no such term; choose among token_wise"),
-        (
-            ["loss.token_wise=switch from 1 to 0 at step 5", "loss.pooled=linear from 0 to 1 in steps 5 to 9"],
-            "weight 0 in step 5",
-        ),
-    ],
-)
-def test_what_is_no_weight_is_refused(overrides: list[str], complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
-        compose(*overrides)
-
-
 def test_random_tokens_are_drawn_anew_in_each_step_and_again_where_it_is_repeated() -> None:
     loss = Loss({"token_wise": 1.0}, compose("token_keep_ratio=0.25", "token_score=random"))
     values = [float(loss(encoded(), torch.arange(4), step).loss) for step in (3, 3, 4)]
@@ -129,21 +108,6 @@ def test_share_of_tokens_and_temperature_follow_their_schedules() -> None:
     smooth = "token_maximum=smooth"
     fixed = {0: [smooth, "token_temperature=0.2"], 3: [smooth, "token_temperature=0.05"], 4: []}
     assert followed([smooth, TEMPERATURE], fixed)[-1]["tokens/temperature"] == 0  # the maximum itself
-
-
-@pytest.mark.parametrize(
-    ("overrides", "reason"),
-    [
-        (["token_keep_schedule=falling"], "neither a number nor a schedule"),
-        (["token_keep_schedule=linear from 1 to 0 in steps 0 to 4"], "keeps 0; shares must be above 0"),
-        (["token_keep_ratio=0.5", RATIO], r"ends at 0\.25, and token_keep_ratio=0\.5; .*token_keep_schedule=null"),
-        (["token_maximum=smooth", "token_temperature=falling"], "neither a number nor a schedule"),
-        ([TEMPERATURE], "token_maximum=hard follows no schedule"),
-    ],
-)
-def test_a_schedule_that_makes_no_sense_is_refused(overrides: list[str], reason: str) -> None:
-    with pytest.raises(UserError, match=reason):
-        compose(*overrides)
 
 
 def test_memory_is_planned_for_the_largest_share_of_tokens_that_a_schedule_keeps() -> None:

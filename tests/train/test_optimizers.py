@@ -12,7 +12,7 @@ from filip.common.errors import UserError
 from filip.models import DualEncoder, build_model, load_preset
 from filip.train.config import TrainConfig
 from filip.train.lamb import Lamb, SliceLayout
-from filip.train.optimizers import clamp, make_optimizer, make_schedule
+from filip.train.optimizers import make_optimizer, make_schedule
 
 LR, BETA1, BETA2, EPS, DECAY = 0.05, 0.9, 0.999, 1e-4, 0.03
 SHAPES = {"matrix": (7, 5), "large": (40, 60), "scalar": (1,), "zeros": (6,), "no_gradient": (4,)}
@@ -89,18 +89,6 @@ def test_norms_of_large_tensors_are_accurate() -> None:
     assert lamb.norms()["w"]["weight"] == pytest.approx(exact, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", [Lamb, torch.optim.SGD])
-def test_maximum_clamps_after_the_step_of_any_optimiser(kind: type[torch.optim.Optimizer]) -> None:
-    free, clamped = (torch.nn.Parameter(torch.tensor([2.0])) for _ in range(2))
-    groups = [{"params": [free], "maximum": None}, {"params": [clamped], "maximum": 2.01}]
-    optimizer = kind(groups, lr=0.5)  # type: ignore[call-arg]
-    optimizer.register_step_post_hook(clamp)
-    for _ in range(3):
-        free.grad = clamped.grad = torch.tensor([-1.0])
-        optimizer.step()
-    assert clamped.item() == pytest.approx(2.01) and free.item() > 2.5
-
-
 def test_a_tensor_that_was_not_bound_after_a_load_is_refused() -> None:
     known, unknown = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
     lamb = Lamb([known, unknown])
@@ -110,19 +98,6 @@ def test_a_tensor_that_was_not_bound_after_a_load_is_refused() -> None:
         lamb.step()
     with pytest.raises(RuntimeError, match="layout of 2"):
         lamb.bind({known: SliceLayout(("w",), (2,), (0,))})
-
-
-def test_the_papers_peak_and_the_shape_of_the_curve() -> None:
-    schedule = make_schedule(6e-3, global_batch=8192, warmup_steps=3000, steps=50_000)
-    assert schedule.peak == pytest.approx(6e-3 * 4)  # sqrt(8192 / 512)
-    assert schedule.at(0) == pytest.approx(schedule.peak / 3000)
-    assert schedule.at(1499) == pytest.approx(schedule.peak / 2)
-    assert schedule.at(2999) == schedule.at(3000) == pytest.approx(schedule.peak)
-    assert schedule.at(26_500) == pytest.approx(schedule.peak / 2)
-    assert schedule.at(50_000) == pytest.approx(0)
-    values = [schedule.at(step) for step in range(3000, 50_000, 100)]
-    assert values == sorted(values, reverse=True)
-    assert "sqrt(8192 / 512)" in schedule.reason(6e-3, 8192)
 
 
 def test_no_warm_up_is_allowed() -> None:

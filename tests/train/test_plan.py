@@ -8,7 +8,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from filip.cli.command import compose_config, run_command
-from filip.common.errors import UserError
 from filip.loading.config import PREFETCH, DataConfig, StreamConfig, batches_ahead
 from filip.models import build_model, load_preset
 from filip.models.costs import activation_bytes, encoder_flops
@@ -74,9 +73,6 @@ def test_the_plan_has_the_given_resolution(capsys: pytest.CaptureFixture[str], m
     run_command(main, Plan, "train", ["experiment=finetune_coco", "model=large", "gpus=64"])
     positions = (28 * 28 - 16 * 16) * 1024  # at 392 px, beyond those of 224 px
     assert f"{426_699_009 + positions:,} parameters" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        run_command(main, Plan, "train", ["experiment=finetune_coco"])
-    assert "not a multiple of the patch size 32" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -170,8 +166,6 @@ def test_the_ring_holds_one_block_where_it_scores_again() -> None:
     node = ("experiment=one_node", "precision=bf16", "global_batch=32768", "exchange=ring")
     assert "DOES NOT FIT" in "\n".join(report(plan_of(*node)))
     assert "fits in 80.0 GB" in "\n".join(report(plan_of(*node, "recompute=true")))
-    with pytest.raises(UserError, match="exchange=gather, which scores all texts at once again"):
-        plan_of("recompute=true").check()
 
 
 def test_workers_prepare_ahead_what_fits() -> None:
@@ -180,24 +174,6 @@ def test_workers_prepare_ahead_what_fits() -> None:
     assert 8 * 12 * batches_ahead(StreamConfig(node, 2048, 224)) * 2048 * 256e3 < 64e9
     assert batches_ahead(StreamConfig(DataConfig(workers=6, augment_on="device"), 320, 224)) == PREFETCH
     assert batches_ahead(StreamConfig(DataConfig(workers=12), 65536, 224)) == 1
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["gpus=12"], "not a whole number of nodes of gpus_per_node=8"),
-        (["gpus=8", "gpu=v200"], "gpu=v200 must be one of v100, a100"),
-        (["gpus=8", "gpu=v100", "precision=bf16"], "has no bf16"),
-        (["gpus=8", "pairs=0"], "pairs=0"),
-    ],
-)
-def test_what_cannot_be_planned_is_named(
-    overrides: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    with pytest.raises(SystemExit):
-        run_command(main, Plan, "train", overrides)
-    assert words in capsys.readouterr().err
 
 
 def test_peaks_are_known_by_the_name_of_the_device() -> None:

@@ -34,7 +34,6 @@ def state_of(config: TrainConfig, **more: object) -> LoopState:
 
 
 def save(folder: Path, step: int, state: LoopState) -> Path:
-    """Save a finished checkpoint with one file of weights."""
     path = folder / "checkpoints" / f"step{step:08d}"
     path.mkdir(parents=True)
     (path / "weights.pt").write_bytes(b"12345678")
@@ -197,13 +196,8 @@ def test_the_folder_hash_covers_learning_settings_only() -> None:
         "run=other", "zero_stage=2", "gradient_cache=4",
     ):  # fmt: skip
         assert settings_hash(compose("model=tiny", same)) == reference, same
-    for other in (
-        "seed=1",
-        "optimizer.weight_decay=1e-3",
-        "model.embed_dim=8",
-        "data.sources=[{shards: a}]",
-        "epochs=2",
-    ):
+    others = ("seed=1", "optimizer.weight_decay=1e-3", "model.embed_dim=8", "data.sources=[{shards: a}]", "epochs=2")
+    for other in others:
         assert settings_hash(compose("model=tiny", other)) != reference, other
 
 

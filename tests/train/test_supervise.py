@@ -168,7 +168,6 @@ def test_children_hold_the_lock_when_the_job_s_own_process_is_killed(tmp_path: P
 
 
 def _of_the_lock(folder: Path) -> int:
-    """Return the process that has the lock file open."""
     for place in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             if place.resolve() == (folder / "lock").resolve():

@@ -9,7 +9,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from filip.common.errors import UserError
 from filip.models.costs import encoder_flops
 from filip.train.config import TrainConfig
 from filip.train.costs import CAPTION_TOKENS
@@ -70,8 +69,6 @@ def test_steps_are_recorded_for_a_viewer(squares: Path, tmp_path: Path) -> None:
     events = json.loads(file.read_text())["traceEvents"]
     assert file.name == "trace_rank0.json"
     assert sum(event.get("name") == "aten::embedding" for event in events) == 2  # one forward pass a step
-    with pytest.raises(UserError, match=r"profile_steps='5-3' is no FIRST-LAST"):
-        compose(*SMOOTH, "profile_steps=5-3")
 
 
 @pytest.mark.slow

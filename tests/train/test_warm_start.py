@@ -149,8 +149,3 @@ def test_a_pooled_model_of_ours_goes_on_token_wise_with_the_same_weights(tmp_pat
     expected = source.eval()(pixels, ids, lengths)
     torch.testing.assert_close(encoded.pooled.image, expected.image)
     torch.testing.assert_close(encoded.pooled.text, expected.text)
-
-
-def test_without_a_model_to_start_from_there_is_no_warm_start() -> None:
-    with pytest.raises(UserError, match=r"warm_start is for a training that starts from a model"):
-        compose("model=tiny", "warm_start.image=frozen")

@@ -27,7 +27,6 @@ def study(name: str) -> dict:
 
 
 def planned(clone: Path, config: Path) -> str:
-    """Return what a dry run prints."""
     done = run_snakemake("-n", cwd=clone, config=config)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

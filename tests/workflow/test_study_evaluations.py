@@ -30,12 +30,10 @@ def test_a_run_whose_accuracy_is_shown_is_evaluated(demo: dict) -> None:
 
 
 def job(run: str, card: str = "") -> SimpleNamespace:
-    """Return the wildcards of a job."""
     return SimpleNamespace(run=run, card=card)
 
 
 def options(study: WorkflowStudy, run: str, card: str | None = None) -> dict[str, str]:
-    """Return the arguments of an evaluation."""
     return dict(argument.split("=", 1) for argument in shlex.split(study.evaluation_arguments(run, card)))
 
 
@@ -75,8 +73,8 @@ def test_data_that_appear_later_become_an_input_and_are_named_until_then(tmp_pat
 
 def test_a_fine_tuning_is_told_what_it_was_tuned_on(demo: dict) -> None:
     study = WorkflowStudy(demo)
-    assert "retrieval.fine_tuned_on=demo" in shlex.split(study.job_arguments(job("filip_ft")))
-    assert "fine_tuned_on" not in study.job_arguments(job("filip"))
+    assert "retrieval.fine_tuned_on=demo" in shlex.split(study.evaluation_arguments("filip_ft"))
+    assert "fine_tuned_on" not in study.evaluation_arguments("filip")
 
 
 def test_peers_are_evaluated_by_open_clip_and_wait_for_no_training(demo: dict) -> None:

@@ -12,7 +12,7 @@ rule evaluate:
         touch(f"{RESULTS}/eval/{STUDY.job}.done"),
     params:
         gpu=STUDY.own_gpu,
-        study=STUDY.job_arguments,
+        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, wildcards.get("card")),
         out=f"{RESULTS}/eval/{{run}}",
     log:
         f"{RESULTS}/logs/evaluate/{STUDY.job}.log",
@@ -29,7 +29,7 @@ rule evaluate:
 rule scene_sheet:
     input:
         weights=[STUDY.weights(run) for run in STUDY.rows("scene_pointing")],
-        cards=STUDY.cards("scene_pointing"),
+        cards=[STUDY.card_file(name) for name in STUDY.benchmarks("scene_pointing")],
         corpus=STUDY.benchmark_files(),
     output:
         picture=report(

@@ -15,7 +15,7 @@ rule pretrain:
     params:
         launch=lambda wildcards: STUDY.launch(wildcards.run).command(),
         ranks=lambda wildcards: STUDY.launch(wildcards.run).ranks_of_a_start,
-        arguments=lambda wildcards: STUDY.quoted_arguments(wildcards.run),
+        arguments=lambda wildcards: STUDY.train_arguments(wildcards.run),
         chosen=lambda wildcards: [f"$(cat {file})" for file in STUDY.chosen(wildcards.run)],
         run_dir=lambda wildcards: STUDY.run_dir(wildcards.run),
         requeue=lambda wildcards: STUDY.launch(wildcards.run).requeues,
@@ -32,7 +32,7 @@ rule pretrain:
         "python -m filip.train.supervise run_dir={params.run_dir} log={log} requeue={params.requeue} --"
         # Snakemake gives every process as many threads as the job has: shared by its ranks here
         " env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
-        " {params.launch} {params.arguments} {params.chosen} run_dir={params.run_dir}"
+        " {params.launch} {params.arguments:q} {params.chosen} run_dir={params.run_dir}"
         " out={output.weights}"
 
 

@@ -158,16 +158,13 @@ class _WebHandler(urllib.request.AbstractHTTPHandler):
         return self._open(http.client.HTTPSConnection, request, context=_trusted())
 
     def _open(self, kind: Any, request: urllib.request.Request, **options: Any) -> Any:
-        connection: Any = partial(_connection, kind, _access_of(request, self.access))
+        access = self.access
+        if request.has_proxy() or getattr(request, "_tunnel_host", None):
+            # a proxy may be private, and the host asked of it is checked by name
+            access.check_name(urllib.parse.urlsplit(request.full_url).hostname or "")
+            access = Access(private_hosts=True)
+        connection: Any = partial(_connection, kind, access)
         return self.do_open(connection, request, **options)
-
-
-def _access_of(request: urllib.request.Request, access: Access) -> Access:
-    """Return the access of a request: a proxy may be private, and the host asked of it is checked by name."""
-    if not (request.has_proxy() or getattr(request, "_tunnel_host", None)):
-        return access
-    access.check_name(urllib.parse.urlsplit(request.full_url).hostname or "")
-    return Access(private_hosts=True)
 
 
 class _FileHandler(urllib.request.FileHandler):

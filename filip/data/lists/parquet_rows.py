@@ -34,12 +34,6 @@ def whole_file(path: Path | BinaryIO, columns: Sequence[str] | None = None) -> p
         return parquet.read(columns)
 
 
-def tables(path: Path, rows: int, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield the rows of a file in tables of ``rows``; the last may be shorter."""
-    with pq.ParquetFile(path) as parquet:
-        yield from rebatched(parquet.iter_batches(rows, columns=list(columns)), rows)
-
-
 def rebatched(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
     """Yield the rows of batches of any size in tables of ``rows``; the last may be shorter."""
     pending: list[pa.RecordBatch] = []
@@ -78,19 +72,10 @@ def _opened(path: Path, *state: int) -> pq.ParquetFile:
 def content_hash(path: Path, columns: Sequence[str]) -> str:
     """Return the SHA-256 of the rows of these columns: equal for equal rows, however the file was written."""
     digest = hashlib.sha256()
-    for table in tables(path, _HASHED, columns):
-        with pa.ipc.new_stream(_Sink(digest), table.schema.remove_metadata()) as stream:
-            stream.write_table(table.replace_schema_metadata(None).combine_chunks())
+    with pq.ParquetFile(path) as parquet:
+        for table in rebatched(parquet.iter_batches(_HASHED, columns=list(columns)), _HASHED):
+            stream = pa.BufferOutputStream()
+            with pa.ipc.new_stream(stream, table.schema.remove_metadata()) as writer:
+                writer.write_table(table.replace_schema_metadata(None).combine_chunks())
+            digest.update(stream.getvalue())
     return digest.hexdigest()
-
-
-class _Sink:
-    """A file that hashes its content while it is written."""
-
-    closed = False
-
-    def __init__(self, found: Any) -> None:
-        self.write, self.flush = found.update, lambda: None
-
-    def close(self) -> None:
-        self.closed = True

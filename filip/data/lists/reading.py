@@ -17,18 +17,9 @@ from filip.common.errors import UserError
 from filip.common.files import nothing_at, replacing
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
-from filip.sets.tables import Broken, read_table
+from filip.sets.tables import KINDS, PACKED, Broken, read_table
 
-SUFFIXES = {
-    ".parquet": "parquet",
-    ".tsv": "tsv",
-    ".txt": "tsv",
-    ".csv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-}
-COMPRESSIONS = (".gz", ".zst", ".bz2")
+SUFFIXES = {**KINDS, ".txt": "tsv", ".json": "json"}
 ROWS = 20_000  # copied at once
 BROKEN = b"broken_lines"
 
@@ -58,11 +49,11 @@ def list_files(card: SourceCard) -> Sequence[str]:
 def _format(card: SourceCard, path: str) -> str:
     if card.format != "auto":
         return card.format
-    suffixes = [s.lower() for s in Path(path).suffixes if s.lower() not in COMPRESSIONS]
+    suffixes = [s.lower() for s in Path(path).suffixes if s.lower() not in PACKED]
     if not suffixes or suffixes[-1] not in SUFFIXES:
         raise UserError(
             f"cannot tell the format of {path} by its name: end it in one of {', '.join(SUFFIXES)} "
-            f"(optionally {', '.join(COMPRESSIONS)}) or set `format` in a source card"
+            f"(optionally {', '.join(PACKED)}) or set `format` in a source card"
         )
     return SUFFIXES[suffixes[-1]]
 

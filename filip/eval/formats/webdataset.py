@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from filip.common.errors import UserError
@@ -27,7 +28,8 @@ IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
     options = card.layout.options
-    return WebdatasetFolder(Path(root) / card.path, card.split, options.get("cluster"), options.get("choices"))
+    given = {key: options[key] for key in ("cluster", "choices", "maps") if key in options}
+    return WebdatasetFolder(Path(root) / card.path, card.split, **given)
 
 
 class WebdatasetFolder(EvalSet):
@@ -40,11 +42,21 @@ class WebdatasetFolder(EvalSet):
 
     choices: extension of the captions to select from (one a line, the true one first), instead of ``.txt``; samples
     that have none are left out.
+
+    maps: samples are maps of classes, without captions: each pixel has the class that its thing's label names. Classes
+    are the distinct labels of the set's things, in alphabetical order; the background is unlabelled.
     """
 
-    def __init__(self, folder: str | Path, split: str = "test", cluster: str | None = None, choices: str | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str = "test",
+        cluster: str | None = None,
+        choices: str | None = None,
+        maps: bool = False,
+    ):
         self.folder, self.cluster = Path(folder), cluster
-        self.choices = choices
+        self.choices, self.maps = choices, maps
         self.shards = self._find_shards(split)
         kind = self._text("dataset_type.txt")
         self.retrieval = kind is not None and kind.strip().lower() == "retrieval"
@@ -57,6 +69,8 @@ class WebdatasetFolder(EvalSet):
         if choices:
             self.samples = [sample for sample in self.samples if choices in sample[1]]
         self._open: dict[Path, Any] = {}
+        if maps:
+            self.classes = sorted({label for index in range(len(self)) for label in self._labels(index)})
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -67,6 +81,12 @@ class WebdatasetFolder(EvalSet):
         if extension is None:
             raise UserError(f"sample {key} in {self.folder} has no image ({', '.join(IMAGE_EXTENSIONS)})")
         sample = Sample(key, read_rgb(io.BytesIO(self._read(members[extension]))))
+        if self.maps:
+            assert self.classes is not None
+            # value 0 is the background, n the n-th thing
+            classes = np.array([-1, *map(self.classes.index, self._labels(index))])
+            sample.segments = classes[np.asarray(_grey(self._read(members["things.png"])))]
+            return sample
         if self.retrieval:
             # a training reads the same captions of these; ``KEY.order.txt`` holds captions to select from
             files = {kind: partial(self._read, members[kind]) for kind in TEXT_SUFFIXES if kind in members}
@@ -104,9 +124,12 @@ class WebdatasetFolder(EvalSet):
     def name_of(self, index: int) -> str:
         return f"number {index} ({self.samples[index][0]})"
 
-    def member(self, index: int, extension: str) -> bytes:
-        """Return the content of a file of a sample. Raises KeyError if there is none with this extension."""
-        return self._read(self.samples[index][1][extension])
+    def _labels(self, index: int) -> list[str]:
+        """Return the labels of a sample's things, in order. Raises UserError if it has no places of them."""
+        key, members = self.samples[index]
+        if not {"json", "things.png"} <= set(members):
+            raise UserError(f"sample {key} in {self.folder} has no .things.png and .json with its things")
+        return [str(thing["label"]) for thing in json.loads(self._read(members["json"]))["things"]]
 
     def _find_shards(self, split: str) -> list[Path]:
         count = self.folder / split / "nshards.txt"

@@ -20,7 +20,6 @@ from filip.train.losses.auto_backend import AutoBackend
 from filip.train.losses.similarity import POOLED, TOKEN_WISE
 from filip.train.losses.term import (
     WEIGHT,
-    BatchShape,
     LossInput,
     LossSettings,
     Term,
@@ -29,17 +28,10 @@ from filip.train.losses.term import (
     WeightSchedule,
     check_every_step,
     given_weight,
-    parse_weight,
-    sum_of,
     term_settings,
     weight_at,
 )
 from late_interaction import gather_ids
-
-__all__ = [
-    "TERMS", "BatchShape", "Loss", "LossInput", "LossSettings", "Term", "TermOutput", "check_model",
-    "check_terms", "resolve_weights", "resolved_settings",
-]  # fmt: skip
 
 SATURATED_LOSS = 1e-3  # below it a batch teaches next to nothing (HN-CLIP, 2026)
 # Terms are added up in this order. The first one that counts names loss/i2t, accuracy/i2t and so on.
@@ -62,7 +54,8 @@ class Loss:
                 f"loss.{makers[0]} and loss.{makers[1]} both make further captions, and the text tower encodes those "
                 f"of one term only; set loss.{makers[1]}=0"
             )
-        self._captions = TERMS[makers[0]].captions if makers else None
+        # of the term that makes captions which the text tower encodes with the batch
+        self.captions = TERMS[makers[0]].captions if makers else None
 
     def weights_at(self, step: int) -> dict[str, float]:
         """Return the weights of the terms that count in optimiser step ``step``, the first being 0."""
@@ -73,20 +66,12 @@ class Loss:
         self, encoded: Encoded, group: Tensor, step: int = 0, captions: tuple[Tensor, Tensor] | None = None
     ) -> TermOutput:
         all_groups, offset = gather_ids(group)
-        soft = self.settings.soft_targets
-        batch = LossInput(
-            encoded,
-            group if soft else None,
-            all_groups if soft else None,
-            offset,
-            self.settings,
-            step,
-            captions,
-            auto=self.auto,
-        )
+        own, everybody = (group, all_groups) if self.settings.soft_targets else (None, None)
+        batch = LossInput(encoded, own, everybody, offset, self.settings, step, captions, auto=self.auto)
         weights = self.weights_at(step)
         outputs = {name: TERMS[name].compute(replace(batch, own=self.own[name])) for name in weights}
-        total = sum_of([weight * outputs[name].loss for name, weight in weights.items()])
+        losses = [weight * outputs[name].loss for name, weight in weights.items()]
+        total = sum(losses[1:], losses[0])  # without a zero to start from, so that one loss alone keeps its bits
         # a gradient, also in the steps in which their term does not count: DDP waits for that of every parameter
         for value in encoded.pooled or ():
             total = total + 0 * value.sum()
@@ -108,31 +93,20 @@ class Loss:
             metrics |= {f"{name}{ending}": value for name, value in output.metrics.items()}
         return metrics
 
-    @property
-    def reads_further_captions(self) -> bool:
-        """Return True if a term makes captions that the text tower encodes with the batch."""
-        return self._captions is not None
-
     def with_further_captions(self, batch: dict[str, Any], key: str) -> dict[str, Any]:
-        """Return the loader's ``batch``, with further captions if a term makes them.
-
-        These are ``further_ids`` [b, n] and ``further_lengths`` [b].
-        """
-        if self._captions is None:
+        """Return ``batch``, with ``further_ids`` [b, n] and ``further_lengths`` [b] if a term makes such captions."""
+        if self.captions is None:
             return batch
-        ids, lengths = self._captions(batch, key)
+        ids, lengths = self.captions(batch, key)
         return {**batch, "further_ids": ids, "further_lengths": lengths}
 
     def describe(self) -> str:
         """Describe the loss for the log: ``token_wise + 0.5 x pooled``."""
-        return " + ".join(
-            f"({weight}) x {name}"
-            if isinstance(weight, WeightSchedule)
-            else name
-            if weight == 1
-            else f"{weight:g} x {name}"
-            for name, weight in self.weights.items()
-        )
+        summands = []
+        for name, weight in self.weights.items():
+            factor = f"({weight})" if isinstance(weight, WeightSchedule) else f"{weight:g}"
+            summands.append(name if weight == 1 else f"{factor} x {name}")
+        return " + ".join(summands)
 
 
 def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str, Weight]:
@@ -144,10 +118,7 @@ def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str
     for name in weights:
         if name not in TERMS:
             raise UserError(f"loss.{name}: there is no such term; choose among {', '.join(TERMS)}")
-    stated = {
-        name: parse_weight(f"loss.{name}", given_weight(name, weights.get(name), term.settings))
-        for name, term in TERMS.items()
-    }
+    stated = {name: given_weight(name, weights.get(name), term.settings) for name, term in TERMS.items()}
     resolved = {name: float(name == interaction) if weight is None else weight for name, weight in stated.items()}
     active = {name: weight for name, weight in resolved.items() if weight != 0}
     if not active:
@@ -174,7 +145,7 @@ def check_terms(config: LossSettings) -> None:
         if name not in TERMS:
             continue  # resolve_weights names the others
         term_settings(name, value, TERMS[name].settings)
-        if parse_weight(f"loss.{name}", given_weight(name, value, TERMS[name].settings)):
+        if given_weight(name, value, TERMS[name].settings):
             TERMS[name].check(config)
 
 

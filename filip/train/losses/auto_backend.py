@@ -52,7 +52,9 @@ class AutoBackend:
         self, image: Tensor, text: TextFeatures, temperature: float, scale: Tensor, dtype: torch.dtype | None
     ) -> None:
         lengths = text.lengths[:PAIRS].cpu()
-        sides = [_spread(side.detach().float()) for side in (image[:PAIRS], text.tokens[: int(lengths.sum())])]
+        whole = [side.detach().float() for side in (image[:PAIRS], text.tokens[: int(lengths.sum())])]
+        # without their mean: a new model's tokens are nearly alike, and rounding would decide
+        sides = [F.normalize(side - side.flatten(0, -2).mean(dim=0), dim=-1) for side in whole]
 
         def solve(backend: str | Backend) -> list[Tensor]:
             own = [side.clone().requires_grad_() for side in sides]
@@ -74,11 +76,6 @@ class AutoBackend:
             )
 
 
-def _spread(tokens: Tensor) -> Tensor:
-    """Return tokens without their mean, of unit length: a new model's are nearly alike, and rounding would decide."""
-    return F.normalize(tokens - tokens.flatten(0, -2).mean(dim=0), dim=-1)
-
-
 class _Guarded:
     """What "auto" chooses, for the two passes of one call; where it raises, the tiled backend computes both."""
 
@@ -88,26 +85,25 @@ class _Guarded:
         self.owner, self.tiled = owner, tiled
 
     def forward(self, tokens: Tokens, save_for_backward: bool = True, /) -> tuple[Pair, Residuals]:
-        if self.owner.left:
-            return self.tiled.forward(tokens, save_for_backward)
-        kernels = _kernels(tokens)
-        try:
-            return kernels.forward(tokens, save_for_backward)
-        except Exception as error:
-            self._leave(kernels, error)
-            return self.tiled.forward(tokens, save_for_backward)
+        if not self.owner.left:
+            kernels = _kernels(tokens)
+            try:
+                return kernels.forward(tokens, save_for_backward)
+            except Exception as error:
+                self._leave(kernels, error)
+        return self.tiled.forward(tokens, save_for_backward)
 
     def backward(
         self, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True), /
     ) -> Pair:
-        if self.owner.left:  # since the forward: what other kernels saved says nothing to these
-            return self.tiled.backward(tokens, grads, self.tiled.forward(tokens)[1], needs)
-        kernels = _kernels(tokens)
-        try:
-            return kernels.backward(tokens, grads, residuals, needs)
-        except Exception as error:
-            self._leave(kernels, error)
-            return self.backward(tokens, grads, residuals, needs)
+        if not self.owner.left:
+            kernels = _kernels(tokens)
+            try:
+                return kernels.backward(tokens, grads, residuals, needs)
+            except Exception as error:
+                self._leave(kernels, error)
+        # what other kernels saved says nothing to these
+        return self.tiled.backward(tokens, grads, self.tiled.forward(tokens)[1], needs)
 
     def _leave(self, kernels: Backend, error: Exception) -> None:
         if kernels is self.tiled or isinstance(error, torch.OutOfMemoryError):

@@ -16,22 +16,12 @@ stable with this term added.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from filip.common.citations import CLIP, FILIP
 from filip.models import TextFeatures
-from filip.train.losses.term import (
-    SOFTMAX_BYTES,
-    BatchShape,
-    LossInput,
-    LossSettings,
-    Term,
-    TermOutput,
-    transport_dtype,
-)
+from filip.train.losses.term import SOFTMAX_BYTES, BatchShape, LossInput, LossSettings, Term, TermOutput
 from late_interaction import Similarity, SmoothMaximum, distributed_late_interaction, distributed_pooled_similarity
 from late_interaction.backends import Backend
 from late_interaction.token_selection import TokenChoice, choose_tokens, take_tokens
@@ -71,26 +61,27 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
             metrics.pop("tokens/kept_bos_eos")  # they were gone before, or other tokens are there
         image, *selected = take_tokens(image, text.tokens, choice)
         text = TextFeatures(*selected)
+    temperature = batch.token_temperature if settings.token_maximum == "smooth" else 0.0
+    dtype = transport_dtype(settings)
+    backend: str | Backend = settings.backend
+    if backend == "auto":
+        backend = batch.auto.choose(image, text, temperature, batch.encoded.logit_scale, dtype)
     similarity = distributed_late_interaction(
         image,
         *text,
         exchange=settings.exchange,
-        transport_dtype=transport_dtype(settings),
-        **how(batch, image, text),
+        transport_dtype=dtype,
+        backend=backend,
+        maximum=SmoothMaximum(temperature, unit=True) if temperature > 0 else None,
         recompute=settings.recompute,
     )
     return similarity, metrics
 
 
-def how(batch: LossInput, image: Tensor, text: TextFeatures) -> dict[str, Any]:
-    """Return the backend and the maximum of this step; a temperature above 0 softens it."""
-    settings = batch.settings
-    temperature = batch.token_temperature if settings.token_maximum == "smooth" else 0.0
-    chosen: str | Backend = settings.backend
-    if chosen == "auto":
-        scale = batch.encoded.logit_scale
-        chosen = batch.auto.choose(image, text, temperature, scale, transport_dtype(settings))
-    return {"backend": chosen, "maximum": SmoothMaximum(temperature, unit=True) if temperature > 0 else None}
+def transport_dtype(settings: LossSettings) -> torch.dtype | None:
+    """Return the dtype in which tokens travel between ranks; None for float32, which needs no conversion."""
+    name = settings.precision if settings.transport_dtype == "auto" else settings.transport_dtype
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 @torch.no_grad()

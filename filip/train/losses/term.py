@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 
 from filip.cli.option import read_settings
@@ -56,12 +55,9 @@ class WeightSchedule:
         return self.start + (self.end - self.start) * progress
 
     def __str__(self) -> str:
-        steps = (
-            f"at step {self.first_step}"
-            if self.shape == "switch"
-            else f"in steps {self.first_step} to {self.last_step}"
-        )
-        return f"{self.shape} from {self.start:g} to {self.end:g} {steps}"
+        last = f"in steps {self.first_step} to {self.last_step}"
+        when = f"at step {self.first_step}" if self.shape == "switch" else last
+        return f"{self.shape} from {self.start:g} to {self.end:g} {when}"
 
 
 Weight = float | WeightSchedule
@@ -73,10 +69,7 @@ def weight_at(weight: Weight, step: int) -> float:
 
 
 def parse_weight(name: str, value: object) -> Weight | None:
-    """Parse the number or schedule in the key ``name`` of the configuration; None stays None.
-
-    Raises UserError if it is neither one of :data:`FORMS` nor null.
-    """
+    """Parse the number or schedule in a configuration's key ``name``; None stays None. Raise UserError for others."""
     if value is None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -118,16 +111,17 @@ def check_every_step(weights: Mapping[str, Weight]) -> None:
 WEIGHT = "weight"
 
 
-def given_weight(name: str, value: object, kind: type | None) -> object:
+def given_weight(name: str, value: object, kind: type | None) -> Weight | None:
     """Return the weight in ``loss.<name>``, which is a weight or a mapping of it and the settings ``kind``."""
     if not isinstance(value, Mapping):
-        return value
+        return parse_weight(f"loss.{name}", value)
+    shown = "{" + ", ".join(f"{key}: {setting}" for key, setting in value.items()) + "}"
     if kind is None:
-        raise UserError(f"loss.{name}={_shown(value)}: this term has no settings; write loss.{name}=WEIGHT")
+        raise UserError(f"loss.{name}={shown}: this term has no settings; write loss.{name}=WEIGHT")
     if WEIGHT not in value:
         # A setting that is written after loss.NAME=1 takes the place of the number: it must not vanish unseen.
-        raise UserError(f"loss.{name}={_shown(value)} has no weight: give loss.{name}.weight as well")
-    return value[WEIGHT]
+        raise UserError(f"loss.{name}={shown} has no weight: give loss.{name}.weight as well")
+    return parse_weight(f"loss.{name}", value[WEIGHT])
 
 
 def term_settings(name: str, value: object, kind: type | None) -> Any:
@@ -139,10 +133,6 @@ def term_settings(name: str, value: object, kind: type | None) -> Any:
         return None
     settings = {key: value[key] for key in value if key != WEIGHT} if isinstance(value, Mapping) else {}
     return read_settings(kind, settings, f"loss.{name}.")
-
-
-def _shown(value: Mapping[Any, object]) -> str:
-    return "{" + ", ".join(f"{key}: {setting}" for key, setting in value.items()) + "}"
 
 
 T = TypeVar("T")
@@ -237,13 +227,10 @@ class LossInput:
 
 
 class TermOutput(NamedTuple):
-    """The value of a term, or of their weighted sum.
+    """The value of a term, or of their weighted sum."""
 
-    ``loss`` is a scalar with its gradient; ``metrics`` are scalars under their TensorBoard names.
-    """
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
+    loss: Tensor  # a scalar with its gradient
+    metrics: dict[str, Tensor]  # scalars under their TensorBoard names
 
 
 # Of a pair of an own image and a text: s^I, s^T and, measured, the 6.4 float32 matrices of the soft-max with ids at its
@@ -265,14 +252,6 @@ class BatchShape:
     exchange: str
     token_bytes: int = 2  # of a channel when it is sent
     saved_bytes: float = 1  # of a token of an image with a text, and the reverse, that a backend keeps for the backward
-
-
-def sum_of(losses: list[Tensor]) -> Tensor:
-    """Add up the losses without a zero to start from, so that one loss alone keeps its bits."""
-    total = losses[0]
-    for loss in losses[1:]:
-        total = total + loss
-    return total
 
 
 @dataclass(frozen=True)
@@ -302,9 +281,3 @@ class Term:
     captions: Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None = None
     clip_words: bool = False
     citation: tuple[str, ...] = ()
-
-
-def transport_dtype(settings: LossSettings) -> torch.dtype | None:
-    """Return the dtype in which tokens travel between ranks; None for float32, which needs no conversion."""
-    name = settings.precision if settings.transport_dtype == "auto" else settings.transport_dtype
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -91,6 +91,22 @@ const Isa* avx512_isa();
 #define INTERACTION_HAS_AVX512_BF16 1
 const Isa* avx512_bf16_isa();
 #endif
+#if INTERACTION_HAS_AVX512_BF16
+// Words of one text against the tokens of items, which may have other data between them.
+struct Search {
+  const void* words;     // [columns][vectors][16] of 4 bytes: numbers of 16 words at a time
+  const float* weights;  // [vectors][16], what a word's largest product counts
+  int64_t vectors, columns;
+  const char* tokens;
+  int64_t token_bytes;  // from a token to the next
+  const float* scales;  // a token's factor, every scale_step floats; null: 1
+  int64_t scale_step;
+  const int64_t* offsets;  // [items + 1] first token of each item
+  bool int8;               // else bfloat16
+  float* scores;           // [items]
+};
+void search(const Search&, Range items);
+#endif
 #if INTERACTION_HAS_AVX512_BF16 && defined(__linux__)
 #define INTERACTION_HAS_AMX 1
 const Isa* amx_isa();

@@ -342,6 +342,26 @@ INTERACTION_EXPORT const char* interaction_isas() {
 // Of the last pass, the most units of work that threads could take at once.
 INTERACTION_EXPORT int64_t interaction_units() { return most_units; }
 
+// Scores of items for a text, see Search. Returns 0, or 1: this CPU lacks the instructions.
+INTERACTION_EXPORT int interaction_search(const void* words, const float* weights, int64_t vectors, int64_t columns,
+                              const void* tokens, int64_t token_bytes, const float* scales, int64_t scale_step,
+                              const int64_t* offsets, int64_t items, int int8, float* scores, int threads) {
+#if INTERACTION_HAS_AVX512_BF16
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return 1;
+  constexpr int64_t AT_ONCE = 64;  // items of a unit
+  const Search s = {words,  weights,    vectors, columns,   static_cast<const char*>(tokens), token_bytes,
+                    scales, scale_step, offsets, int8 != 0, scores};
+  Workers for_each_unit(threads, 0);
+  for_each_unit(div_up(items, AT_ONCE), [&](int64_t unit, char*) {
+    search(s, {unit * AT_ONCE, at_most(items, (unit + 1) * AT_ONCE)});
+  });
+  return 0;
+#else
+  return 1;
+#endif
+}
+
 // Any pass: a backward where i2t is null, of the smooth maximum where there is a temperature, of given pairs where there
 // are any. For these an item has a first and a last row in place of its offset, [items][2], ascending. An empty name means
 // the best instruction set. Returns 0, or 1: unknown instruction set, 2: out of memory.
