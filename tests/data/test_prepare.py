@@ -131,6 +131,18 @@ def test_yfcc_card_reads_the_published_file(tmp_path: Path) -> None:
     assert funnel(tmp_path)["dropped"] == {"not_wanted": 2} and funnel(tmp_path)["in"] == 3
 
 
+def test_pd12m_card_reads_the_published_columns(tmp_path: Path) -> None:
+    row = {"id": "00a", "url": "https://a.org/00a.jpeg", "s3_key": "images/00a.jpeg", "caption": "A street in fog"}
+    row |= {"hash": "0cc175b9c0f1b6a831c399e269772661", "width": 3000, "height": 2000, "mime_type": "image/jpeg"}
+    row |= {"license": "CC0", "source": "wikimedia commons"}
+    for number in range(2):
+        table = pa.Table.from_pylist([row | {"url": f"https://a.org/{number}.jpeg"}])
+        pq.write_table(table, tmp_path / f"pd12m.{number:03d}.parquet")
+    expected = {"caption": row["caption"], "license": "CC0", "source": row["source"]}
+    rows = run(tmp_path, "pd12m", list=str(tmp_path / "pd12m.*.parquet")).to_pylist()
+    assert rows == [{"url": f"https://a.org/{number}.jpeg"} | expected for number in range(2)]
+
+
 def test_shuffle_is_a_permutation_that_depends_on_the_seed_alone(tmp_path: Path) -> None:
     urls = [f"https://a.org/{i}.jpg" for i in range(500)]
     pq.write_table(pa.table({"url": urls, "caption": ["x y"] * 500}), tmp_path / "in.parquet")
