@@ -97,10 +97,6 @@ class Desk:
         rows = {name: row for name, table in tables.items() for row in table["rows"] if row["run"] == run}
         return {name: {key: {**cell, "less": None} for key, cell in row["cells"].items()} for name, row in rows.items()}
 
-    def first_node(self, job: str) -> int:
-        """Return the number of the node that runs the job's batch script."""
-        return int(self.slurm.ask("squeue", "-h", "-j", job, "-o", "%B").removeprefix("node"))
-
     def jobs(self, run: str) -> dict[str, str]:
         """Return {job: state} of this training, as Slurm has them; rule and wildcards are in the plugin's comment."""
         lines = self.slurm.ask("squeue", "-h", "--states=all", "-o", "%i %T %k").splitlines()

@@ -90,7 +90,14 @@ class OneHostSlurm:
         )
         self._write_configuration()
         try:
-            self._start_munge()
+            key = self.folder / "munge" / "munge.key"
+            key.write_bytes(os.urandom(1024))
+            key.chmod(0o400)
+            key.parent.chmod(0o700)
+            options = {"key-file": key, "socket": self.folder / "run/munge.socket", "pid-file": self._pid("munged")}
+            options |= {"log-file": self.folder / "log/munged.log", "seed-file": self.folder / "munge/munged.seed"}
+            # --force: it would refuse folders that others may write to, such as /tmp
+            subprocess.run(["munged", "--force", *(f"--{k}={v}" for k, v in options.items())], check=True)
             self.start_controller()
             for node in range(self.nodes):
                 self.start_node(node)
@@ -151,16 +158,6 @@ class OneHostSlurm:
 
     def _pid(self, daemon: str) -> Path:
         return self.folder / "run" / f"{daemon}.pid"
-
-    def _start_munge(self) -> None:
-        key = self.folder / "munge" / "munge.key"
-        key.write_bytes(os.urandom(1024))
-        key.chmod(0o400)
-        key.parent.chmod(0o700)
-        options = {"key-file": key, "socket": self.folder / "run/munge.socket", "pid-file": self._pid("munged")}
-        options |= {"log-file": self.folder / "log/munged.log", "seed-file": self.folder / "munge/munged.seed"}
-        # --force: it would refuse folders that others may write to, such as /tmp
-        subprocess.run(["munged", "--force", *(f"--{k}={v}" for k, v in options.items())], check=True)
 
     def _write_configuration(self) -> None:
         host, last = socket.gethostname().split(".")[0], self.nodes - 1

@@ -97,7 +97,7 @@ def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk:
     desk.wait(lambda: desk.said("shaken", "resumed from") == 2)
     desk.wait_for_steps("shaken", 5)
 
-    node = desk.first_node(job)  # with the batch script
+    node = int(desk.slurm.ask("squeue", "-h", "-j", job, "-o", "%B").removeprefix("node"))  # of the batch script
     desk.slurm.kill_node(node)
     desk.slurm.set_nodes(f"node{node}", "DOWN")  # as the controller does by itself after SlurmdTimeout
     try:

@@ -122,19 +122,15 @@ def write_tasks(folder: Path, run: str, tasks: dict[str, Any]) -> None:
     write_outcomes(file, {name: outcomes(result["n"], top1=result["value"]) for name, result in tasks.items()})
 
 
-def write_recalls(folder: Path, run: str, found: dict[str, Any]) -> None:
-    file = folder / "eval" / run / "retrieval" / "all.json"
-    write(file, {"run": run, "benchmarks": {"demo_fluent": found}})
-    ways = ("i2t", "t2i")
-    write_outcomes(file, {f"demo_fluent.{way}": outcomes(found["images"], **found[way]) for way in ways})
-
-
 def write_results(folder: Path) -> Path:
     """Write everything of the study except the run ``late`` and the efficiency row ``gone``. Return the study file."""
     for run, accuracy, recall in (("clip", 0.10, 0.02), ("filip", 0.16, 0.05)):
         tasks = {"demo_food": task(accuracy), "demo_animals": task(accuracy / 2, 300, 130)}
         write_tasks(folder, run, tasks)
-        write_recalls(folder, run, recalls(recall))
+        file, found = folder / "eval" / run / "retrieval" / "all.json", recalls(recall)
+        write(file, {"run": run, "benchmarks": {"demo_fluent": found}})
+        ways = ("i2t", "t2i")
+        write_outcomes(file, {f"demo_fluent.{way}": outcomes(found["images"], **found[way]) for way in ways})
         write(folder / "models" / f"{run}.json", training(run, folder))
         lines = [
             {"step": s, "loss/total": 5 - s / 10, "accuracy/i2t": s / 40, "optimizer/lr": s / 1e4}

@@ -84,19 +84,13 @@ def firefox() -> Iterator[Firefox]:
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
         try:
-            port = _port(Path(profile) / "MarionetteActivePort", process)
-            with socket.create_connection(("127.0.0.1", port)) as connection:
+            file, until = Path(profile) / "MarionetteActivePort", time.monotonic() + 120
+            while not file.exists() or not (port := file.read_text()):
+                if process.poll() is not None or time.monotonic() > until:
+                    pytest.skip("no Firefox that starts: install one with `apt-get install firefox-esr`")
+                time.sleep(0.1)
+            with socket.create_connection(("127.0.0.1", int(port))) as connection:
                 yield Firefox(connection)
         finally:
             process.terminate()
             process.wait()
-
-
-def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
-    """Return the port that a Firefox which starts writes to a file."""
-    until = time.monotonic() + 120
-    while not file.exists() or not (written := file.read_text()):
-        if process.poll() is not None or time.monotonic() > until:
-            pytest.skip("no Firefox that starts: install one with `apt-get install firefox-esr`")
-        time.sleep(0.1)
-    return int(written)

@@ -33,21 +33,14 @@ def labelled_captions() -> dict[str, list[str]]:
     return dict(result)
 
 
-def sample_of_kinds(name: str = "labelled_captions") -> list[dict[str, str]]:
-    """Return 654 captions of web kinds: kind, caption, and expected ("keep", or the rule that should drop it).
+def verdicts_on_kinds(folder: Path, name: str = "labelled_captions") -> list[dict[str, Any]]:
+    """Return the sample with what the text rules do: ``found`` is "keep" or the rule that drops the caption.
 
-    Titles, alt texts, brands, places and meaningless ones were written for it, and short phrases in fifteen languages;
-    others are class names of ImageNet and others (clip_benchmark, MIT) and names of territories and time zones (Unicode
-    CLDR in Babel). The 331 of ``unseen_captions`` are of shops, news, museums, stock photographs, names and
-    pages, furniture, and other languages. The furniture rule learns from both.
+    It was written for the rules, but for class names (clip_benchmark, MIT) and territories and time zones (Unicode CLDR
+    in Babel). The furniture rule learns from it.
     """
     with open(DATA / f"{name}.tsv", encoding="utf-8") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-
-
-def verdicts_on_kinds(folder: Path, name: str = "labelled_captions") -> list[dict[str, Any]]:
-    """Return the sample with what the text rules do: ``found`` is "keep" or the rule that drops the caption."""
-    sample = sample_of_kinds(name)
+        sample = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     urls = [str(number) for number in range(len(sample))]
     table = pa.table({"url": urls, "caption": [row["caption"] for row in sample]})
     pq.write_table(table, folder / "list.parquet")

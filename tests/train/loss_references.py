@@ -12,12 +12,7 @@ Matrices = tuple[Tensor, Tensor]  # s^I and s^T [images, texts]
 Maximum = Callable[[Tensor], Tensor]  # over the last dimension
 
 
-def hard_maximum(similarity: Tensor) -> Tensor:
-    """Take the maximum; of several equal ones the first takes the whole gradient."""
-    return similarity.gather(-1, similarity.argmax(dim=-1, keepdim=True))[..., 0]
-
-
-def token_wise_matrices(batch: Batch, maximum: Maximum = hard_maximum) -> Matrices:
+def token_wise_matrices(batch: Batch, maximum: Maximum = lambda similarity: similarity.max(dim=-1)[0]) -> Matrices:
     pairs = [[image @ caption.T for caption in batch.captions()] for image in batch.image]
     i2t = [torch.stack([maximum(s).mean() for s in row]) for row in pairs]
     t2i = [torch.stack([maximum(s.T).mean() for s in row]) for row in pairs]

@@ -18,16 +18,6 @@ LR, BETA1, BETA2, EPS, DECAY = 0.05, 0.9, 0.999, 1e-4, 0.03
 SHAPES = {"matrix": (7, 5), "large": (40, 60), "scalar": (1,), "zeros": (6,), "no_gradient": (4,)}
 
 
-def reference_step(w, g, m, v, decay):  # type: ignore[no-untyped-def]
-    """Take one step in numpy float64, as the paper's implementation does."""
-    m[:] = BETA1 * m + (1 - BETA1) * g
-    v[:] = BETA2 * v + (1 - BETA2) * g * g
-    update = m / (np.sqrt(v) + EPS) + decay * w
-    weight_norm, update_norm = min(np.linalg.norm(w), 10.0), np.linalg.norm(update)
-    ratio = weight_norm / update_norm if weight_norm > 0 and update_norm > 0 else 1.0
-    w[:] = w - LR * ratio * update
-
-
 def weights_and_gradients(steps: int):  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(0)
     weights = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
@@ -40,11 +30,17 @@ def weights_and_gradients(steps: int):  # type: ignore[no-untyped-def]
 
 
 def reference(steps: int) -> dict[str, np.ndarray]:
+    """Take steps in numpy float64, as the paper's implementation does."""
     weights, gradients = weights_and_gradients(steps)
     moments = {name: (np.zeros(shape), np.zeros(shape)) for name, shape in SHAPES.items()}
     for step in gradients:
         for name, w in weights.items():
-            reference_step(w, step[name], *moments[name], DECAY)
+            m, v = moments[name]
+            m[:] = BETA1 * m + (1 - BETA1) * step[name]
+            v[:] = BETA2 * v + (1 - BETA2) * step[name] ** 2
+            update = m / (np.sqrt(v) + EPS) + DECAY * w
+            weight_norm, update_norm = min(np.linalg.norm(w), 10.0), np.linalg.norm(update)
+            w -= LR * (weight_norm / update_norm if weight_norm > 0 and update_norm > 0 else 1.0) * update
     return weights
 
 
