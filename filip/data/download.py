@@ -161,8 +161,7 @@ def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard,
 
 def stats_of(folder: Path, shard: int) -> dict[str, Any]:
     """Return the statistics of a finished shard."""
-    stats: dict[str, Any] = json.loads((folder / f"{shard:05d}_stats.json").read_text())
-    return stats
+    return json.loads((folder / f"{shard:05d}_stats.json").read_text())
 
 
 def account(folder: Path, card: SourceCard) -> Fragment:

@@ -96,8 +96,12 @@ def forget(config: ForgetConfig) -> tuple[int, int, int]:
                     table = whole_file(sidecar)
                     write_sidecar(sidecar, table.filter(pc.invert(is_in(table["key"], keys))))
             remove_images(shard, keys, f"{FORGOTTEN}: on request")  # by its row an image is found: that comes last
-        for name in [*config.funnels, *config.manifests]:
-            _scrub(Path(name))
+        for described in map(Path, [*config.funnels, *config.manifests]):
+            content = json.loads(described.read_text())
+            for fragment in content.get("stages", [content]):  # a file of several, or of one
+                notes = fragment.get("notes", {})
+                fragment["notes"] = {name: notes[name] for name in notes if name not in ("samples", "examples")}
+            write_json(described, content)
         for manifest in config.manifests:
             sign_again(Path(manifest), len(images), FORGOTTEN)
     return len(images), len(rows), len(urls - names) + len(hashes - {row["sha256"] for row in images})
@@ -130,15 +134,6 @@ def _places(lists: list[Path], urls: set[str]) -> set[str]:
     listed = [path for path in lists if urls and {"_file", "_position"} <= set(pq.read_schema(path).names)]
     tables = [pq.read_table(path, columns=["_file", "_position"], filters=[("url", "in", urls)]) for path in listed]
     return {place_of(row["_file"], row["_position"]) for table in tables for row in table.to_pylist()}
-
-
-def _scrub(path: Path) -> None:
-    """Remove all samples from a funnel, or from a file of several."""
-    content = json.loads(path.read_text())
-    for fragment in content.get("stages", [content]):
-        notes = fragment.get("notes", {})
-        fragment["notes"] = {name: notes[name] for name in notes if name not in ("samples", "examples")}
-    write_json(path, content)
 
 
 def _without(path: Path, column: str, values: set[str]) -> None:

@@ -246,10 +246,9 @@ def _apply_rules(
             first = con.sql(f"SELECT _problem FROM {duckdb_io.parquet(listed)} WHERE _problem LIKE '%: %' LIMIT 1")
             example = "".join(f"; the first is {problem}" for (problem,) in first.fetchall())
             reason = "coalesce(split_part(_problem, ':', 1), 'no_caption')"
-            counts = con.sql(
-                f"SELECT {reason}, count(*) FROM {duckdb_io.parquet(listed)} GROUP BY 1 ORDER BY 1"
-            ).fetchall()
-            raise UserError(f"not one image of {card.images} has a caption: {counted(dict(counts))}{example}")
+            counts = con.sql(f"SELECT {reason}, count(*) FROM {duckdb_io.parquet(listed)} GROUP BY 1 ORDER BY 1")
+            found = counted(dict(counts.fetchall()))
+            raise UserError(f"not one image of {card.images} has a caption: {found}{example}")
         rules = card.text_rules
         if rules.max_repeats is None:  # your own captions may be names of classes
             rules = replace(rules, max_repeats=0)
@@ -320,7 +319,6 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
                 account.add(row["url"], "no_caption")
             else:
                 without += 1
-                continue
     before = account.counts.total()
     images = account_for(folder, shards, account)
     dropped = account.counts
@@ -328,9 +326,8 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
     if without > seen:
         dropped["text_rules"] = without - seen  # images of which no caption is left
     if not images:
-        shown = next(
-            (account.examples[reason][0] for reason, _ in dropped.most_common() if reason in account.examples), ""
-        )
+        examples = (account.examples.get(reason, [""])[0] for reason, _ in dropped.most_common())
+        shown = next(filter(None, examples), "")
         sentence = f"not one of {total:,} images can be used: {counted(dropped)}, e.g. {shown[:120]}"
         raise UserError(f"{sentence}. {size_limits(card, dropped)}".removesuffix(". "))
     notes = {"shards": len(shards), "layout": layout, "examples": account.examples}

@@ -26,6 +26,7 @@ from filip.data.funnel import merge, read_fragment
 from filip.data.lists.parquet_rows import reading, whole_file
 from filip.data.shard_set import read_manifest, shard_entries
 
+INPUTS = ("list", "kept")
 Paths = list[str]  # inside ManifestConfig the name `list` is a field
 
 
@@ -65,21 +66,15 @@ def make_manifest(card: SourceCard, config: ManifestConfig) -> dict[str, Any]:
                 f"stage '{stage['stage']}' gave out {stage['out']:,} images, but the {len(content['shards'])} shards "
                 f"of {shards} hold {images:,}: shards are missing, or the funnel is stale. Run that stage again"
             )
-    rules = {
-        key: value
-        for key, value in asdict(card).items()
-        if key in ("text_rules", "image_rules", "download", "back_translation", "group_column")
-    }
+    settings = asdict(card)
+    deciding = ("group_column", "text_rules", "image_rules", "download", "back_translation")
+    rules = {name: settings[name] for name in deciding}
     return {
         "source": card.name,
         "title": card.title,
         "license": card.license,
         "sha256": _signature(rules, content),
-        "inputs": {
-            "list": _input(Path(config.list)),
-            "kept": _input(Path(config.kept)),
-            "settings_sha256": digest(rules),
-        },
+        "inputs": {name: _input(Path(getattr(config, name))) for name in INPUTS} | {"settings_sha256": digest(rules)},
         "settings": rules,
         "stages": stages,
         **content,
@@ -93,7 +88,7 @@ def sign_again(path: Path, forgotten: int, reason: str) -> None:
     before = manifest["images"]["count"]
     manifest |= _content(Path(manifest["folders"]["shards"]), Path(manifest["folders"]["captions"]))
     manifest["sha256"] = _signature(manifest["settings"], manifest)
-    for name in ("list", "kept"):
+    for name in INPUTS:
         listed = Path(manifest["inputs"][name]["path"])
         if listed.exists():
             manifest["inputs"][name] = _input(listed)

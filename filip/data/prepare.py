@@ -64,12 +64,9 @@ def main(config: PrepareConfig) -> None:
 
 def resolve_card(config: PrepareConfig) -> SourceCard:
     """Return the card of ``config.source``; a bare list gets a card with the default rules."""
-    is_list = any(suffix in Path(config.source).suffixes for suffix in SUFFIXES) or "*" in config.source
-    card = (
-        SourceCard(name=Path(config.source).name.split(".")[0], list=config.source)
-        if is_list
-        else load_source(config.source)
-    )
+    path = Path(config.source)
+    is_list = any(suffix in path.suffixes for suffix in SUFFIXES) or "*" in config.source
+    card = SourceCard(path.name.split(".")[0], list=config.source) if is_list else load_source(config.source)
     names = ("list", "subset", "where", "url_column", "caption_column")
     return replace(card, **{name: getattr(config, name) or getattr(card, name) for name in names})
 

@@ -108,9 +108,8 @@ def score(config: ScoreConfig) -> Counter[str] | None:
         conditions = [where_condition(con, text, types, is_text=False, setting="keep") for text in config.keep]
         with locked(work / "plan.lock"):
             others = {"near": "images", "test": _test_images(config, out / "_measured")}
-        blocks = [
-            (tars[n], sidecars[n], measured[n]) for n in share(range(len(tars)), part) if not measured[n].exists()
-        ]
+        todo = [n for n in share(range(len(tars)), part) if not measured[n].exists()]
+        blocks = [(tars[n], sidecars[n], measured[n]) for n in todo]
         shown: Any = {"what": "scores", "unit": "shards", "total": len(blocks)}
         shown |= {"start": _start_scorer, "start_arguments": (config.model,)}
         run_blocks(_measure, blocks, config.processes, **shown)
@@ -130,16 +129,16 @@ def score(config: ScoreConfig) -> Counter[str] | None:
             return None
         found = {name: _nearest(con, relation, name, alike[name]) for name, relation in others.items()}
         counts = Counter({f"copies ({name})": copies for name, copies in found.items()})
-        queries = {sidecar.stem: _with_scores(sidecar.stem, sidecar) for sidecar in sidecars}
         first = " ".join(f"WHEN NOT {sql} THEN {number}" for number, sql in enumerate(conditions))
-        for shard, query in queries.items():
-            failed = f"CASE {first} END" if conditions else "NULL"
-            table = con.sql(f"SELECT *, {failed} AS _failed FROM ({query}) ORDER BY file_row_number").to_arrow_table()
+        failed = f"CASE {first} END" if conditions else "NULL"
+        for sidecar in sidecars:
+            scored = _with_scores(sidecar)
+            table = con.sql(f"SELECT *, {failed} AS _failed FROM ({scored}) ORDER BY file_row_number").to_arrow_table()
             counts.update(config.keep[number] for number in table["_failed"].drop_null().to_pylist())
             table = table.filter(table["_failed"].is_null()).drop_columns(["_failed", "file_row_number"])
-            write_sidecar(out / f"{shard}.parquet", table)
+            write_sidecar(out / sidecar.name, table)
             counts["kept"] += len(table)
-    for path in {*out.glob("*.parquet")} - {out / f"{shard}.parquet" for shard in queries}:
+    for path in {*out.glob("*.parquet")} - {out / sidecar.name for sidecar in sidecars}:
         path.unlink()  # its shard no longer exists
     if config.keep and not counts["kept"]:
         raise UserError(f"the conditions leave nothing of {config.captions}: {counted(counts)}")
@@ -311,9 +310,9 @@ def _nearest(con: duckdb.DuckDBPyConnection, others: str, name: str, alike: list
     return int(con.sql(f"SELECT count(*) FROM {name}").fetchall()[0][0])
 
 
-def _with_scores(shard: str, sidecar: Path) -> str:
+def _with_scores(sidecar: Path) -> str:
     """Return SQL of a side-car with its scores, and with the number of each row."""
-    of_shard = {name: f"(FROM {name} WHERE shard = '{shard}')" for name in ("images", "near", "test")}
+    of_shard = {name: f"(FROM {name} WHERE shard = '{sidecar.stem}')" for name in ("images", "near", "test")}
     return f"""SELECT s.*, similarity, phash,
             coalesce(n.distance, {ANY_DISTANCE})::TINYINT AS near_distance, n.other AS near,
             coalesce(t.distance, {ANY_DISTANCE})::TINYINT AS test_distance, t.other AS test

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,13 +70,8 @@ def shard_index(tar: Path, opened: Callable[[Path], int] | None = None) -> Shard
 
 def index_of(members: Iterable[Member], defect: str | None = None) -> ShardIndex:
     """Return the index of a tar's members."""
-    keys, suffixes, offsets, sizes = [], [], [], []
-    for name, offset, size in members:
-        key, suffix = split_key(name)
-        keys.append(key)
-        suffixes.append(suffix)
-        offsets.append(offset)
-        sizes.append(size)
+    rows: list[Any] = [(*split_key(name), offset, size) for name, offset, size in members]
+    keys, suffixes, offsets, sizes = ([row[column] for row in rows] for column in range(4))
     return ShardIndex(keys, suffixes, offsets, sizes, defect)
 
 

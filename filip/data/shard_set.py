@@ -93,13 +93,10 @@ def changed_since(path: str | Path) -> list[str]:
     manifest = read_manifest(path)
     folders = manifest["folders"]
     try:
-        now = {
-            entry["name"]: entry
-            for entry in shard_entries(Path(folders["shards"]), Path(folders["captions"]), read_tars=False)
-        }
+        entries = shard_entries(Path(folders["shards"]), Path(folders["captions"]), read_tars=False)
     except UserError as error:
         return [str(error)]
-    then = {entry["name"]: entry for entry in manifest["shards"]}
+    then, now = ({entry["name"]: entry for entry in shards} for shards in (manifest["shards"], entries))
     changes = [f"shard {name} is new" for name in sorted(set(now) - set(then))]
     changes += [f"shard {name} is gone" for name in sorted(set(then) - set(now))]
     for name in sorted(set(then) & set(now)):

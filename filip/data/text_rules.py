@@ -17,7 +17,6 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError, counted
@@ -164,17 +163,15 @@ def _account(con: duckdb.DuckDBPyConnection, rules: dict[str, str], card: Source
     samples = {}
     for i, name in enumerate(rules):
         # ordered by md5: as good as random, and the same in every run
-        rows = con.sql(
-            f"SELECT left(c, 200) FROM {charged} WHERE bits & {1 << i} <> 0 ORDER BY md5(c) LIMIT {SAMPLES}"
-        ).fetchall()
-        samples[name] = [row[0] for row in rows]
+        rows = con.sql(f"SELECT left(c, 200) FROM {charged} WHERE bits & {1 << i} <> 0 ORDER BY md5(c) LIMIT {SAMPLES}")
+        samples[name] = [text for (text,) in rows.fetchall()]
     n_kept = counts.pop(None, 0)
     dropped = {name: counts.get(name, 0) for name in rules}
     notes = {
         "distinct_captions": int(alone[-1]),
         "alone": {name: int(alone[i]) for i, name in enumerate(rules)},
         "samples": samples,
-        "rules": yaml.safe_load(yaml.safe_dump(asdict(card.text_rules))),
+        "rules": asdict(card.text_rules),
     }
     return Fragment("text_rules", card.name, n_kept + sum(dropped.values()), n_kept, dropped, "pairs", notes)
 

@@ -254,9 +254,7 @@ def _counts_and_samples(
 ) -> tuple[dict[str | None, int], dict[str, list[dict[str, str]]]]:
     """Return how many candidates there are by the reason for which they were dropped, None if accepted; and some."""
     first = "min({'hash': md5(caption), 'pivot': pivot_index, 'caption': caption, 'back': back}"
-    found = con.sql(
-        f"SELECT reason, count(*), {first}, {SAMPLES}) FROM {judged} GROUP BY reason ORDER BY reason"
-    ).fetchall()
+    found = con.sql(f"SELECT reason, count(*), {first}, {SAMPLES}) FROM {judged} GROUP BY 1 ORDER BY 1").fetchall()
     samples = {
         reason or "accepted": [
             {"caption": one["caption"], "back": one["back"], "pivot": pivots[one["pivot"]]} for one in some

@@ -42,7 +42,6 @@ def measure(
     else:
         shown = hits[:, ks.index(5) if card.metric == "top5" else 0]
         interval = mean_interval(shown, clusters=np.asarray(clusters))
-    not_finite = int((~torch.isfinite(scores)).any(1).sum())
     return {
         "metric": card.metric,
         "value": values[card.metric],
@@ -53,6 +52,6 @@ def measure(
         "ci95": list(interval),
         # a list, since names may repeat (ImageNet has two missiles)
         "per_class": [[n, None if a != a else a] for n, a in zip(names, per_class.tolist(), strict=True)],
-        "not_finite": not_finite,
+        "not_finite": int((~torch.isfinite(scores)).any(1).sum()),
         "note": size_note(card, len(labels)),
     }

@@ -70,9 +70,6 @@ class EvalSet(Dataset[Sample]):
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> Sample:
-        raise NotImplementedError
-
     def files(self) -> list[str]:
         """Return the files that it reads beyond its card's path."""
         return []

@@ -19,8 +19,6 @@ from filip.eval.fit import FITS
 from filip.eval.formats import open_set
 from filip.eval.own_data import cards_of
 
-MISSING_SETS = ("stop", "skip")
-
 
 @dataclass
 class ModelOptions:
@@ -74,7 +72,7 @@ class DataOptions:
     missing: str = option(
         "stop",
         "a data set that is not there: stop; or skip: go on with the others, and the result says why",
-        choices=MISSING_SETS,
+        choices=("stop", "skip"),
     )
 
     def cards(self, kinds: Collection[str] = KINDS) -> list[BenchmarkCard]:
@@ -93,12 +91,6 @@ class DataOptions:
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"data: two data sets are called {twice[0]!r}, and results are kept by name; rename one")
         return cards
-
-    def load(self) -> tuple[list[BenchmarkCard], dict[str, str]]:
-        """Return the benchmarks that are there, and why others are not; see :func:`filip.eval.options.check_sets`."""
-        cards = self.cards()
-        there, skipped = check_sets(cards, self.root, self.missing)
-        return [card for card in cards if card.name in there], skipped
 
 
 def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dict[str, Any]:

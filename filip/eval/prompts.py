@@ -86,13 +86,16 @@ def load_retrieval_prompts(path: str | Path, key: str | None) -> tuple[Prompt, P
     return _single(path, key, entry, "image_to_text"), _single(path, key, entry, "text_to_image")
 
 
-def alignment_template(prompts: str, card: str) -> str:
-    """Return the template for a card's labels in alignments: ``prompts`` if it has ``{c}`` in it, else the file's."""
+def alignment_prompt(prompts: str, card: str) -> Prompt:
+    """Return the prompt of a card's labels in alignments: ``prompts`` if it has ``{c}`` in it, else the file's.
+
+    Raises UserError for a template without exactly one ``{c}``.
+    """
     if "{c}" in prompts:
-        return prompts
+        return _from_template("the command line", "prompts", prompts)
     file = PROMPTS if prompts == AUTO else prompts  # no other family has prompts for alignments
     entries = prompt_file(file).get("alignment", {})
-    return str(entries.get(card, entries.get("default", DEFAULT)))
+    return _from_template(file, "alignment", str(entries.get(card, entries.get("default", DEFAULT))))
 
 
 def _single(path: str | Path, key: str, entry: dict[str, Any], direction: str) -> Prompt:
@@ -106,8 +109,7 @@ def _entry(path: str | Path, key: str) -> dict[str, Any]:
     content = prompt_file(path)
     if not isinstance(content.get(key), dict):
         raise UserError(f"{path} has no prompts '{key}'; it has {', '.join(sorted(content))}")
-    entry: dict[str, Any] = content[key]
-    return entry
+    return content[key]
 
 
 def _from_template(path: str | Path, key: str, template: str) -> Prompt:

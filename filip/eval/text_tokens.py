@@ -28,12 +28,11 @@ def kept_tokens(text: str, tokens: Sequence[str], choice: str) -> list[bool]:
     empty keeps its ends.
     """
     inner = [token not in ENDS for token in tokens]
-    mask = [True] * len(tokens)
-    if choice != "all":
-        mask = inner
+    every = [True] * len(tokens)
+    mask = every if choice == "all" else inner
     if choice == "content":
         mask = [part and name for part, name in zip(inner, _names(text, tokens), strict=True)]
-    return next(found for found in (mask, inner, [True] * len(tokens)) if any(found) or not tokens)
+    return next(found for found in (mask, inner, every) if any(found) or not tokens)
 
 
 def _names(text: str, tokens: Sequence[str]) -> list[bool]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from filip.common.errors import UserError
 from filip.eval.encoders import Encoder
 
 
@@ -80,11 +79,3 @@ def label_tokens(encoder: Encoder, prompt: Prompt, label: str) -> list[int]:
     while last < min(len(ahead), len(whole) - 1) and ahead[last] == whole[last]:
         last += 1
     return list(range(first, last))
-
-
-def alignment_prompt(text: str) -> Prompt:
-    """Make a prompt from a template with one ``{c}``, such as "a photo of a {c}."."""
-    if text.count("{c}") != 1:
-        raise UserError(f"alignment prompt {text!r} needs exactly one {{c}} where the label goes")
-    before, after = text.split("{c}")
-    return Prompt(before, after)

@@ -32,16 +32,8 @@ from filip.text.tokenizer import MERGES
 from filip.text.words import FUNCTION_WORDS
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-SCRIPTS = (
-    "tokenizer.js",
-    "towers.js",
-    "pixels.js",
-    "feed_static.js",
-    "pictures.js",
-    "panel.js",
-    "search.js",
-    "app.js",
-)  # in this order
+# of the page, in this order
+SCRIPTS = ("tokenizer.js", "towers.js", "pixels.js", "feed_static.js", "pictures.js", "panel.js", "search.js", "app.js")
 MOST_BYTES = 16_000_000
 
 
@@ -149,7 +141,7 @@ def static_data(gallery: Gallery, towers: PageTowers) -> dict[str, Any]:
 
 def _model_data(viewer: Viewer, features: ViewedImages, texts: list[ViewedText], with_texts: bool) -> dict[str, Any]:
     """Return a model's images, the names in its captions, and with_texts also its captions' tokens."""
-    data = viewer.about()
+    data: dict[str, Any] = {"label": viewer.label, "token_wise": viewer.token_wise, "grid": list(viewer.grid)}
     if viewer.has_map:
         image_tokens = features.map.flatten(0, 1)
         # the rounding keeps the products with these

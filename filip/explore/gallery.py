@@ -18,7 +18,7 @@ from filip.common.errors import UserError, plain
 from filip.common.files import nothing_at
 from filip.common.progress import Progress
 from filip.eval.scorer import Scorer, Texts, load_scorer
-from filip.explore.names import counted_tokens, encode_query, named_things, unknown_words
+from filip.explore.names import counted_tokens, encode_query, named_things
 from filip.sets.image_set import Pictures, thumbnail
 
 BATCH = 64
@@ -41,7 +41,7 @@ class ViewedImages:
 class ViewedText:
     """A text: the scorer's input; its tokens as strings; their vectors [n2, d]; its names (see named_things).
 
-    counted: positions of the tokens that the score counts. unknown: the words that the model never learned.
+    counted: positions of the tokens that the score counts.
     """
 
     scored: Texts
@@ -49,7 +49,6 @@ class ViewedText:
     vectors: Tensor
     names: list[dict]
     counted: list[int]
-    unknown: list[dict]
 
 
 class Viewer:
@@ -74,19 +73,15 @@ class Viewer:
         """Encode a caption as a search does, with the things that it is known to name."""
         scored = encode_query(self.scorer, text, caption=True)
         if not self.has_map:
-            return ViewedText(scored, [], scored.values[:0], [], [], [])
+            return ViewedText(scored, [], scored.values[:0], [], [])
         vectors = self.scorer.encode_texts([text]).values if self.token_wise else self.encoder.words([text])[0]
         counted = [place for place, counts in enumerate(counted_tokens(self.encoder, text, caption=True)) if counts]
         names = named_things(self.encoder, text, things)
-        return ViewedText(scored, self.encoder.tokens(text), vectors, names, counted, unknown_words(self.encoder, text))
+        return ViewedText(scored, self.encoder.tokens(text), vectors, names, counted)
 
     def scores(self, images: ViewedImages, text: ViewedText) -> Tensor:
         """Return each image's score for the text, float32 [n]: the same numbers as in every table."""
         return self.scorer.similarity(images.scored, text.scored).t2i[:, 0]
-
-    def about(self) -> dict:
-        """Return the page's description of the model. extra: tokens before the patches, such as [CLS]."""
-        return {"label": self.label, "token_wise": self.token_wise, "grid": list(self.grid)}
 
 
 def load_viewers(models: Sequence[str], labels: Sequence[str], device: str = "auto") -> list[Viewer]:

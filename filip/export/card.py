@@ -154,9 +154,8 @@ def _recipe(result: dict[str, Any]) -> list[str]:
     if "steps" in result:
         code = f", code of commit {result['commit']}" if result.get("commit") else ""
         lines.append(f"{result['steps']:,} steps{code}.")
-    final = [
-        f"| {name} | {value:.4g} |" for name, value in (result.get("final") or {}).items() if isinstance(value, float)
-    ]
+    last = (result.get("final") or {}).items()
+    final = [f"| {name} | {value:.4g} |" for name, value in last if isinstance(value, float)]
     lines += ["", "| setting | value |", "|---|---|", *rows, ""]
     if final:
         lines += ["| last step | |", "|---|---|", *final, ""]

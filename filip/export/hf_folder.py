@@ -38,7 +38,6 @@ CODE = ("configuration_filip.py", "modeling_filip.py", "processing_filip.py", "f
 
 def write_hf(source: ModelSource, out: str) -> None:
     """Write configuration, weights, tokenizer, processor, code and model card; refuse towers with computed tables."""
-
     tokenizer = clip_tokenizer(source.model)
     refuse_computed_tables(source.model, "hf")
     config, weights = towers_of(source.model)

@@ -60,10 +60,7 @@ class EvalTransform:
     def _crop(self, image: Image.Image) -> np.ndarray:
         size, image = self.image_size, to_rgb(image)
         width, height = image.size
-        if width <= height:
-            new = (size, int(size * height / width))
-        else:
-            new = (int(size * width / height), size)
+        new = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
         if new != image.size:
             image = image.resize(new, Image.Resampling.BICUBIC)
         left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)

@@ -61,7 +61,10 @@ def scorer_of(config: Build) -> Scorer:
 
 
 def up_to_date(config: Build, scorer: Scorer) -> Index:
-    """Make or update an index, and return it open."""
+    """Make or update an index, and return it open.
+
+    Raises OtherIndexError for one that was made otherwise, and UserError if much of it is gone and not to be forgotten.
+    """
     pictures = SetPictures(Path(config.images), None)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -69,8 +72,17 @@ def up_to_date(config: Build, scorer: Scorer) -> Index:
         index = _opened(config, scorer, out)
         try:
             images = str(Path(config.images).resolve())
-            check_place(index, pictures, images)
-            check_gone(index, pictures, images, config.forget)
+            old, stored, present = index.about.images, index.stamps().keys(), pictures.items.keys()
+            if old != images and (Path(old).exists() or not stored & present):  # else its folder has been moved
+                raise OtherIndexError(
+                    f"{out} was made of the images in {old}, not in {images}: give another folder for the new index"
+                )
+            gone = sorted(stored - present)
+            if not config.forget and len(gone) > max(FEW, FORGOTTEN * len(index)):
+                raise UserError(
+                    f"{len(gone):,} of the {len(index):,} images in {out} are no longer at {images}, such as "
+                    f"{gone[0]}: if a disk is missing, mount it; if they are to be forgotten, add forget=true"
+                )
             index.now_of(images)
             update(index, scorer, pictures, config.batch_size, config.threads)
             index.compact()
@@ -78,26 +90,6 @@ def up_to_date(config: Build, scorer: Scorer) -> Index:
             index.close()
             raise
         return index
-
-
-def check_place(index: Index, pictures: SetPictures, images: str) -> None:
-    """Refuse another folder than the index was made of, unless that is gone and its images are in the other one."""
-    old = index.about.images
-    if old == images or (not Path(old).exists() and index.stamps().keys() & pictures.items.keys()):
-        return
-    raise OtherIndexError(
-        f"{index.folder} was made of the images in {old}, not in {images}: give another folder for the new index"
-    )
-
-
-def check_gone(index: Index, pictures: SetPictures, images: str, forget: bool) -> None:
-    """Refuse to forget much of an index at once, unless the user asks for it."""
-    gone = sorted(index.stamps().keys() - pictures.items.keys())
-    if not forget and len(gone) > max(FEW, FORGOTTEN * len(index)):
-        raise UserError(
-            f"{len(gone):,} of the {len(index):,} images in {index.folder} are no longer at {images}, "
-            f"such as {gone[0]}: if a disk is missing, mount it; if they are to be forgotten, add forget=true"
-        )
 
 
 def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int, threads: int) -> None:

@@ -205,12 +205,11 @@ class PairStream(Dataset[Batch]):
 def open_maps(path: Path) -> np.ndarray:
     """Return a shard's feature maps, mapped into memory."""
     try:
-        maps: np.ndarray = np.load(path, mmap_mode="r")
+        return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"cannot read the feature maps {path}: {error}; delete the file and start again, and they are made anew"
         ) from error
-    return maps
 
 
 def patiently(read: Callable[[], T], tar: Path) -> T:

@@ -263,7 +263,7 @@ class ShardCaptions:
         try:
             names = ["key", "captions", "group", "origins"]
             table = whole_file(path, names)
-            keys, captions, group, origins = (_whole(table.column(name)) for name in names)
+            keys, captions, group, origins = (table.column(name).combine_chunks() for name in names)
             ids = group.to_numpy(zero_copy_only=False).astype(np.int64)
             is_original = pc.equal(pc.list_flatten(origins), "original").fill_null(False).to_numpy(zero_copy_only=False)
             rows = pc.list_parent_indices(origins).to_numpy()[is_original]
@@ -288,10 +288,3 @@ class ShardCaptions:
                 group[n] = group_id(texts[n])
         captions = pa.array([[text] for text in texts], pa.list_(pa.string()))
         return ShardCaptions(pa.array(index.keys, pa.string()), captions, group, np.ones(len(texts), np.int64))
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    if isinstance(combined, pa.ChunkedArray):  # an empty column stays chunked
-        return pa.concat_arrays(combined.chunks) if combined.num_chunks else pa.array([], column.type)
-    return combined

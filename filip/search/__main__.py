@@ -170,7 +170,10 @@ def _described(config: Search, index: Index, scorer: Scorer, hit: Ranked) -> dic
         folder = config.images  # as the user wrote it
     file = Path(folder) / hit.path
     entry: dict[str, Any] = {"path": hit.path, "file": str(file), "score": hit.score}
-    if not config.where or config.paths or not _has_places(index, scorer) or is_picture(config.text):
+    # patches are known places where the model sees words, and how it cuts a picture is known
+    in_squares = index.about.fit == "pad" or isinstance(scorer.encoder, FilipEncoder)
+    has_places = index.about.token_wise and scorer.encoder.grid != (0, 0) and in_squares
+    if not config.where or config.paths or not has_places or is_picture(config.text):
         return entry
     try:
         size = upright_size(file)
@@ -180,20 +183,9 @@ def _described(config: Search, index: Index, scorer: Scorer, hit: Ranked) -> dic
     return entry | {"size": list(size), "words": [asdict(place) for place in places]}
 
 
-def _has_places(index: Index, scorer: Scorer) -> bool:
-    """Return whether the model's patches are known places: it sees words, and how it cuts a picture is known."""
-    in_squares = index.about.fit == "pad" or isinstance(scorer.encoder, FilipEncoder)
-    return index.about.token_wise and scorer.encoder.grid != (0, 0) and in_squares
-
-
 def _show(config: Search, index: Index, found: list[dict[str, Any]], nothing: str) -> None:
-    answer = {
-        "text": config.text,
-        "model": index.about.model,
-        "images": len(index.paths),
-        "nothing": nothing,
-        "hits": found,
-    }
+    about = index.about
+    answer = {"text": config.text, "model": about.model, "images": len(index.paths), "nothing": nothing, "hits": found}
     if config.json:
         print(json.dumps(answer, ensure_ascii=False, indent=1))
     elif config.paths:
@@ -206,16 +198,16 @@ def _show(config: Search, index: Index, found: list[dict[str, Any]], nothing: st
                 print("       " + "  ".join(f"{w['word']} at {','.join(map(str, w['box']))}" for w in words))
     if nothing:
         say(nothing)
-    elif index.about.model == DEFAULT_MODEL and not config.paths:
+    elif about.model == DEFAULT_MODEL and not config.paths:
         say(EMOJIS_HITS)
     if config.show and found and not config.json and not config.paths:
         page = index.folder / "hits.html"
         write_hits(page, answer)
         say(f"open {page}")
     missing = sum(not Path(hit["file"]).exists() for hit in found)
-    if missing and not Path(index.about.images).exists():
+    if missing and not Path(about.images).exists():
         say(
-            f"{index.about.images} is not there: mount its disk, or if it was moved, index it where it is now: "
+            f"{about.images} is not there: mount its disk, or if it was moved, index it where it is now: "
             f"filip index build … images=FOLDER out={index.folder}"
         )
     elif missing:

@@ -74,10 +74,8 @@ def _there(reading: Reading) -> str:
     suffixes = Counter(path.suffix.lower() for path in files if not is_picture(path))
     unread = not_read(files)
     advice = "; write the .arrow files as Parquet, by `to_parquet` of `datasets`" if suffixes[".arrow"] else ""
-    said = [
-        f"{len(pictures):,} pictures",
-        *(f"{count:,} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(5)),
-    ]
+    said = [f"{len(pictures):,} pictures"]
+    said += [f"{count:,} {suffix or 'without suffix'}" for suffix, count in suffixes.most_common(5)]
     return f" There are {', '.join(said)}{f'; {unread}' if unread else ''}{advice}."
 
 

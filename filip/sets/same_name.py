@@ -162,7 +162,7 @@ class TextBeside(Layout):
     def parts(self, reading: Reading) -> list[Path]:
         if not reading.place.is_dir():
             return []
-        for _, entries in _folders(reading):
+        for entries in _folders(reading):
             pictures, texts = _sorted_out(entries)
             suffixes = [_belonging(path, texts) for path in pictures if is_picture(path)]
             if any(suffix.endswith(CAPTION_SUFFIXES) for files in suffixes for suffix in files):
@@ -178,7 +178,7 @@ class TextBeside(Layout):
         return Counter(row.split for row in self.find(part, reading) if row.captions)
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
-        for _, entries in _folders(reading):
+        for entries in _folders(reading):
             pictures, texts = _sorted_out(entries)
             used: set[str] = set()
             for path in pictures:
@@ -200,11 +200,10 @@ class TextBeside(Layout):
         yield from ()  # find has yielded them all
 
 
-def _folders(reading: Reading) -> Iterator[tuple[Path, list[Entry]]]:
+def _folders(reading: Reading) -> Iterator[list[Entry]]:
     """Yield the files of each folder."""
     files = walk(reading.place, reading.inside_only, without=reading.without)
-    for folder, entries in groupby(files, lambda entry: entry.path.parent):
-        yield folder, list(entries)
+    return (list(entries) for _, entries in groupby(files, lambda entry: entry.path.parent))
 
 
 def _sorted_out(entries: list[Entry]) -> tuple[dict[Path, None], dict[str, Path]]:
@@ -221,27 +220,18 @@ def _sorted_out(entries: list[Entry]) -> tuple[dict[Path, None], dict[str, Path]
 
 def _belonging(picture: Path, texts: dict[str, Path]) -> dict[str, Path]:
     """Return the texts of a picture by their suffixes: ``a.txt`` and ``a.jpg.txt``."""
-    files = {}
-    for suffix in TEXT_SUFFIXES:
-        for name in (f"{picture.stem}.{suffix}", f"{picture.name}.{suffix}"):
-            if name in texts:
-                files[name.removeprefix(f"{picture.stem}.")] = texts[name]
-    return files
+    names = [f"{start}.{suffix}" for suffix in TEXT_SUFFIXES for start in (picture.stem, picture.name)]
+    return {name.removeprefix(f"{picture.stem}."): texts[name] for name in names if name in texts}
 
 
 def _is_described(reading: Reading) -> bool:
     """Return whether some of the first pictures have a description by Google Takeout."""
-    looked = 0
-    for _, entries in _folders(reading):
-        pictures, texts = _sorted_out(entries)
-        for path in filter(is_picture, pictures):
-            belonging = _belonging(path, texts)
-            records = {suffix: text for suffix, text in belonging.items() if suffix.endswith(".json")}
-            if _picture(path, records, reading).captions:
-                return True
-            looked += 1
-            if looked == LOOKED_AT:
-                return False
+    folders = map(_sorted_out, _folders(reading))
+    readable = ((path, texts) for pictures, texts in folders for path in pictures if is_picture(path))
+    for path, texts in islice(readable, LOOKED_AT):
+        records = {suffix: text for suffix, text in _belonging(path, texts).items() if suffix.endswith(".json")}
+        if _picture(path, records, reading).captions:
+            return True
     return False
 
 

@@ -120,18 +120,17 @@ class Listed(Layout):
         if reading.place.is_file():
             return [reading.place] if self.fits(reading.place) else []
         lists = self.lists(reading)
-        if len(lists) > 1:
-            usual = [path for path in lists if path.name.split(".")[0].lower() in USUAL]
-            splits = {split_of(path, reading) for path in lists} - {None}
-            if len(lists) in (len(splits), len({path.parent for path in lists})):
-                usual = lists  # parts of one set: of different splits, or in different folders
-            elif len(usual) != 1:
-                raise UserError(
-                    f"{reading.place} holds several tables ({', '.join(path.name for path in lists[:5])}): name the "
-                    f"one with the captions, such as {lists[0]}"
-                )
-            lists = usual
-        return lists
+        splits = {split_of(path, reading) for path in lists} - {None}
+        # one, or parts of one set: of different splits, or in different folders
+        if len(lists) in (1, len(splits), len({path.parent for path in lists})):
+            return lists
+        usual = [path for path in lists if path.name.split(".")[0].lower() in USUAL]
+        if len(usual) != 1:
+            raise UserError(
+                f"{reading.place} holds several tables ({', '.join(path.name for path in lists[:5])}): name the "
+                f"one with the captions, such as {lists[0]}"
+            )
+        return usual
 
     def fits(self, path: Path) -> bool:
         """Return whether a file is a list of this layout."""

@@ -267,10 +267,7 @@ def _json_lines(source: Iterator[TextLine]) -> Iterator[tuple[int, Record] | Bro
 def _numbered(rows: Iterator[tuple[int, Record] | Broken]) -> Rows:
     """Return the rows, with the keys of the first ones as columns."""
     start = list(islice(rows, LOOKED_AT))
-    keys: dict[str, None] = {}
-    for row in start:
-        if not isinstance(row, Broken):
-            keys |= dict.fromkeys(row[1])
+    keys = dict.fromkeys(key for row in start if not isinstance(row, Broken) for key in row[1])
     return Rows(list(keys), chain(start, rows))
 
 
@@ -283,12 +280,10 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Reco
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        number = 0
+        number, batches = 0, map(batch_rows, file.iter_batches(1000, columns=list(columns)))
         try:
-            for batch in file.iter_batches(1000, columns=list(columns)):
-                for row in batch_rows(batch):
-                    number += 1
-                    yield number, row
+            for number, row in enumerate(chain.from_iterable(batches), 1):
+                yield number, row
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None) is not None:
                 raise

@@ -147,17 +147,10 @@ def prepare() -> None:
 def _tokenizer() -> Any:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-    bpe = models.BPE(
-        vocab={token: number for number, token in enumerate(vocabulary())},
-        merges=list(merges()),
-        continuing_subword_prefix="",
-        end_of_word_suffix=END_OF_WORD,
-    )
+    ids = {token: number for number, token in enumerate(vocabulary())}
+    bpe = models.BPE(ids, list(merges()), continuing_subword_prefix="", end_of_word_suffix=END_OF_WORD)
     tokenizer = Tokenizer(bpe)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), "removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    pieces = pre_tokenizers.Split(Regex(PIECES), "removed", invert=True)
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, letters])
     return tokenizer

@@ -15,7 +15,7 @@ from filip.eval.encoders import load_encoder
 from filip.eval.picture import main as picture_command
 from filip.eval.picture import schema_of
 from filip.eval.pointing import coverage
-from filip.eval.word_patch import Prompt, alignment_prompt, label_tokens, word_patches
+from filip.eval.word_patch import Prompt, label_tokens, word_patches
 from filip.images.eval_transform import EvalTransform
 from tests.eval.miniature import write_model, write_webdataset
 
@@ -58,7 +58,7 @@ def square(name: str, left: int, top: int) -> Image.Image:
 
 def test_label_tokens_are_those_of_the_label(tmp_path):
     encoder = load_encoder(write_model(tmp_path / "m.safetensors"))
-    prompt = alignment_prompt("a photo of a {c}.")
+    prompt = Prompt("a photo of a ", ".")
     tokens = encoder.tokens(prompt.fill("black cat"))
     assert tokens == ["[BOS]", "a", "photo", "of", "a", "black", "cat", ".", "[EOS]"]
     assert label_tokens(encoder, prompt, "black cat") == [5, 6]

@@ -39,13 +39,8 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SENTENCE_END = re.compile(r"[.!?…]['\"”’)\]]*\s+$")
 _NUMBER = re.compile(r"\d+")
 _GROUPED = re.compile(r"(?<=\d)[.,](?=\d{3}\b)")
-NUMBER_WORDS = dict(
-    zip(
-        "zero one two three four five six seven eight nine ten eleven twelve".split(),  # noqa: SIM905
-        map(str, range(13)),
-        strict=True,
-    )
-)
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
+NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}
 
 
 def rejections(originals: Sequence[str], translations: Sequence[str]) -> list[str | None]:

@@ -42,14 +42,11 @@ def make_plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str
     """
     path = folder / WORK / "plan.json"
     load = card.download
+    same = ("image_size", "resize_mode", "only_if_bigger", "encode_format", "samples_per_shard")
     settings = {
         "image_rules": asdict(card.image_rules),
-        "image_size": load.image_size,
-        "resize_mode": load.resize_mode,
-        "only_if_bigger": load.only_if_bigger,
-        "encode_format": load.encode_format,
+        **{name: getattr(load, name) for name in same},
         "encode_quality": load.quality,
-        "samples_per_shard": load.samples_per_shard,
         **({"allow_private_hosts": True} if card.allow_private_hosts else {}),
         **({"full_decoding": True} if load.full_decoding else {}),
         **({"engine": load.engine} if load.engine == "img2dataset" else {}),
@@ -79,8 +76,7 @@ def make_plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    plan: dict[str, Any] = json.loads((folder / WORK / "plan.json").read_text())
-    return plan
+    return json.loads((folder / WORK / "plan.json").read_text())
 
 
 def _another(folder: Path, list_path: Path, card: SourceCard, what: str) -> str:

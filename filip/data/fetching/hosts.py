@@ -140,8 +140,7 @@ class PatientRows:
     Another thread has the result of each: ``is_final(result)``. It ends when all have their answer or are ``left``.
     """
 
-    def __init__(self, rows: Iterable[Row], hosts: Hosts = HOSTS) -> None:
-        self.hosts = hosts
+    def __init__(self, rows: Iterable[Row]) -> None:
         self.left: list[Result] = []  # rows of hosts that were given up, with their last result
         self.given_up: Counter[str] = Counter()  # these hosts, and how many rows they had left
         self._changed = threading.Condition()
@@ -200,7 +199,7 @@ class PatientRows:
         while self._ready:
             row = self._ready.popleft()
             host = host_of(row[1])
-            if host not in self._waiting and host not in self.given_up and not self.hosts.wait(host):
+            if host not in self._waiting and host not in self.given_up and not HOSTS.wait(host):
                 return row
             self._put_aside(row, (row[0], None, not_asked(host), host), host, False)
         return None
@@ -213,9 +212,9 @@ class PatientRows:
         new = host not in self._waiting
         self._waiting.setdefault(host, []).append((row, result))
         if new or tried:
-            wait = self.hosts.wait(host)
+            wait = HOSTS.wait(host)
             self._waited[host] += wait
-            if self.hosts.rounds(host) >= REFUSALS or wait > LONGEST_WAIT or self._waited[host] > PATIENCE:
+            if HOSTS.rounds(host) >= REFUSALS or wait > LONGEST_WAIT or self._waited[host] > PATIENCE:
                 given_up = [result for _, result in self._waiting.pop(host)]
                 self.given_up[host] = len(given_up)
                 self.left += given_up

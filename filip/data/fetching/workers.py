@@ -100,14 +100,6 @@ class ShardDownloader(PassMaker):
         return number, data, problem, refusing
 
 
-def longest_time(downloader: ShardDownloader) -> float:
-    """Return an upper bound on the seconds that a shard takes; a worker that exceeds it is considered stuck."""
-    load = downloader.card.download
-    rounds = -(-load.samples_per_shard // min(load.threads, load.per_host)) * (load.retries + 1 + REFUSALS)
-    working = SECONDS_PER_SHARD + SECONDS_PER_IMAGE * load.samples_per_shard
-    return working + rounds * DEADLINE * load.timeout + PATIENCE
-
-
 def run_shard(downloader: ShardDownloader, limit: float, shard: int) -> None:
     """Download one shard, in a worker that ends itself after ``limit`` seconds."""
     # A thread in a system call that never returns (a name server, a network disk) cannot be ended, a process can.
@@ -139,8 +131,12 @@ class ShardWorkers(Workers):
     errors_pass = True
 
     def __init__(self, downloader: ShardDownloader, shards: Collection[int]) -> None:
-        todo, limit = {shard: (shard,) for shard in sorted(shards)}, longest_time(downloader)
-        processes = min(downloader.card.download.processes, len(todo))
+        todo, load = {shard: (shard,) for shard in sorted(shards)}, downloader.card.download
+        processes = min(load.processes, len(todo))
+        # no shard takes more seconds than this: a worker that does is considered stuck
+        rounds = -(-load.samples_per_shard // min(load.threads, load.per_host)) * (load.retries + 1 + REFUSALS)
+        working = SECONDS_PER_SHARD + SECONDS_PER_IMAGE * load.samples_per_shard
+        limit = working + rounds * DEADLINE * load.timeout + PATIENCE
         super().__init__(partial(run_shard, downloader, limit), todo, processes, "download, shard")
         self.folder = downloader.final_folder
         self.deadly: dict[int, int] = {}  # shard: how many of its images are known to kill, or were in progress

@@ -51,27 +51,17 @@ def sql_identifier(column: str) -> str:
 @contextmanager
 def plain_errors(con: duckdb.DuckDBPyConnection, what: str) -> Iterator[None]:
     """Turn a lack of memory or disk, or a file that cannot be read, into a UserError that names it."""
+    errors = (duckdb.OutOfMemoryException, duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException)
     try:
         yield
-    except duckdb.OutOfMemoryException as error:
-        raise UserError(_out_of_memory(con, what, error)) from error
-    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
-        raise UserError(f"{what}: {first_line(error)}") from error
-    except OSError as error:
-        if error.errno is not None:
+    except (*errors, OSError) as error:  # in the middle of a stream Arrow makes of them an OSError without a number
+        if getattr(error, "errno", None) is not None:
             raise
-        # Arrow's form of a DuckDB error in the middle of a stream
-        if str(error).startswith("Out of Memory"):
-            raise UserError(_out_of_memory(con, what, error)) from error
-        raise UserError(f"{what}: {first_line(error)}") from error
-
-
-def _out_of_memory(con: duckdb.DuckDBPyConnection, what: str, error: Exception) -> str:
-    limit = con.sql("SELECT current_setting('memory_limit')").fetchall()[0][0]
-    return (
-        f"{what}: DuckDB needs more than {limit}: give more by memory=2GB, or data.memory in a study; "
-        f"{first_line(error)}"
-    )
+        lacking = ""
+        if isinstance(error, duckdb.OutOfMemoryException) or str(error).startswith("Out of Memory"):
+            limit = con.sql("SELECT current_setting('memory_limit')").fetchall()[0][0]
+            lacking = f"DuckDB needs more than {limit}: give more by memory=2GB, or data.memory in a study; "
+        raise UserError(f"{what}: {lacking}{first_line(error)}") from error
 
 
 def write_parquet(

@@ -25,16 +25,13 @@ def cells(captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     texts = [f"{_START}{caption.lower().translate(_DIGITS)}{_END}".encode() for caption in captions]
     letters = np.frombuffer(b"".join(texts), np.uint8).astype(np.uint64)
     owners = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-    hashes, found = np.zeros(len(letters), np.uint64), []
+    hashes, found = np.zeros(len(letters), np.uint64), [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
     for length in range(1, min(LONGEST, len(letters)) + 1):
         inside = owners[: len(owners) - length + 1] == owners[length - 1 :]
         hashes = (hashes[: len(inside)] + letters[length - 1 :] + np.uint64(1)) * _MULTIPLIER
         hashes ^= hashes >> np.uint64(29)
         found.append(((hashes[inside] >> np.uint64(64 - BITS)).astype(np.int64), owners[: len(inside)][inside]))
-    nothing = np.zeros(0, np.int64)
-    return np.concatenate([nothing, *(cell for cell, _ in found)]), np.concatenate(
-        [nothing, *(own for _, own in found)]
-    )
+    return np.concatenate([cell for cell, _ in found]), np.concatenate([own for _, own in found])
 
 
 def odds(captions: Sequence[str]) -> np.ndarray:

@@ -165,14 +165,12 @@ def _is_english(text: str, words: int, labels: Sequence[str], scores: Sequence[f
     tokens = _WORD.findall(text)  # an accent is a sign of another language
     in_vocabulary = bool(tokens) and text.isascii() and all(map(_is_one_token, tokens))
     if words <= 2:
-        accepted = english >= SHORT_SCORE or in_vocabulary
-        trusted = in_vocabulary
+        if in_vocabulary:
+            return True
+        accepted = english >= SHORT_SCORE
     else:
         close = english >= SCORE and english >= (RATIO_3_4 if words <= 4 else RATIO_5) * best
         accepted = close or (english >= KNOWN_SCORE and (in_vocabulary or _ARTICLE.match(text) is not None))
-        trusted = False
-    if trusted:
-        return True
     common, lead = _by_words(text, list(chances))
     return lead >= LEAST_LEAD if accepted else common and lead >= GOOD_LEAD
 

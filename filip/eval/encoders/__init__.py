@@ -123,8 +123,7 @@ class Backend:
     converts: bool = False
 
     def load(self, name: str, loading: Loading) -> Encoder:
-        encoder: Encoder = getattr(importlib.import_module(self.module), self.encoder).from_name(name, loading)
-        return encoder
+        return getattr(importlib.import_module(self.module), self.encoder).from_name(name, loading)
 
 
 BACKENDS = {

@@ -124,17 +124,11 @@ def _preprocessed(model: Any, image: Image.Image) -> dict[str, Any]:
 
 def _same(first: dict[str, Any], other: dict[str, Any]) -> bool:
     """Return whether two pictures have pixels of the same shape and the same other inputs."""
-    pixels, others = first["pixel_values"], other["pixel_values"]
-    return (
-        pixels.ndim == 4
-        and pixels.shape == others.shape
-        and first.keys() == other.keys()
-        and all(
-            torch.equal(value, other[name])
-            for name, value in first.items()
-            if isinstance(value, Tensor) and name != "pixel_values"
-        )
-    )
+    pixels = first["pixel_values"]
+    if pixels.ndim != 4 or pixels.shape != other["pixel_values"].shape or first.keys() != other.keys():
+        return False
+    others = [name for name, value in first.items() if isinstance(value, Tensor) and name != "pixel_values"]
+    return all(torch.equal(first[name], other[name]) for name in others)
 
 
 class _Pixels:
@@ -144,8 +138,7 @@ class _Pixels:
         self.model = model
 
     def __call__(self, image: Image.Image) -> Tensor:
-        pixels: Tensor = _preprocessed(self.model, image)["pixel_values"][0]
-        return pixels
+        return _preprocessed(self.model, image)["pixel_values"][0]
 
 
 def _whole(image: Image.Image) -> Tensor:

@@ -67,8 +67,9 @@ def tells_words_apart(encoder: Encoder) -> None:
 
 
 class TwoTowerEncoder:
-    """An implementation of :class:`filip.eval.encoders.Encoder` on six methods of a subclass: the last ones below.
+    """An implementation of :class:`filip.eval.encoders.Encoder` but for ``tokens`` and ``token_counts``.
 
+    It rests on five methods of a subclass, the last ones below.
     ``grid`` is (0, 0) for an image tower without patch tokens; asking for them is then a UserError.
     """
 
@@ -152,14 +153,6 @@ class TwoTowerEncoder:
 
     def text_tokens(self, ids: Tensor) -> Tensor:
         """Encode ids [t, n2] -> a vector per token, padding included [t, n2, d], not normalised."""
-        raise NotImplementedError
-
-    def tokens(self, text: str) -> list[str]:
-        """Return the tokens of a text as strings, special ones included."""
-        raise NotImplementedError
-
-    def token_counts(self, texts: Sequence[str]) -> list[int]:
-        """Return how many tokens each text would have if nothing were cut."""
         raise NotImplementedError
 
 

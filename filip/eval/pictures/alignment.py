@@ -20,10 +20,10 @@ from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.encoders import Encoder
 from filip.eval.families import PROMPTS
 from filip.eval.formats import open_set
-from filip.eval.options import DataOptions, ModelOptions
+from filip.eval.options import DataOptions, ModelOptions, check_sets
 from filip.eval.pictures.drawing import MUTED, RED, PictureOptions, SheetCell, draw_alignment, save_png, sheet
-from filip.eval.prompts import alignment_template
-from filip.eval.word_patch import alignment_prompt, word_patches
+from filip.eval.prompts import alignment_prompt
+from filip.eval.word_patch import word_patches
 from filip.images.eval_transform import denormalize
 
 WIDTH = 320  # of a picture, in pixels
@@ -48,7 +48,9 @@ def draw(config: AlignmentSheet) -> None:
     if config.labels and len(config.labels) != len(models):
         raise UserError(f"{len(config.labels)} labels for {len(models)} models: give one each, or none")
     labels = config.labels or [model.run_name() for model in models]
-    cards, skipped = config.load()
+    cards = config.cards()
+    there, skipped = check_sets(cards, config.root, config.missing)
+    cards = [card for card in cards if card.name in there]
     encoders = dict(zip(labels, (model.encoder() for model in models), strict=True))
     cells = [cell for card in cards for cell in _cells(encoders, card, config)]
     where = ", ".join(card.title for card in cards) or f"nothing: {', '.join(skipped)} left out"
@@ -61,8 +63,7 @@ def _cells(encoders: dict[str, Encoder], card: BenchmarkCard, config: AlignmentS
     """Yield the examples of a card, each by every model."""
     data = open_set(card, config.root)
     names = match_classes(card, data.classes) if data.classes is not None else None
-    prompt = alignment_prompt(alignment_template(config.prompts, card.name))
-
+    prompt = alignment_prompt(config.prompts, card.name)
     for number in range(min(config.examples, len(data))):
         sample, problem = data.read(number * len(data) // min(config.examples, len(data)))
         if sample is None:

@@ -189,21 +189,15 @@ def recalls(rank_texts: Tensor, rank_images: Tensor, owner: Tensor, ties: str = 
     owner: [texts] int64, the image that a text belongs to. ties: see :class:`RetrievalSettings`.
     """
     images = torch.arange(len(rank_texts))
-    ways = {
-        "i2t": (retrieval_hits(rank_texts, images, owner, KS, ties=ties), retrieval_chance(images, owner, KS), images),
-        "t2i": (
-            retrieval_hits(rank_images.T, owner, images, KS, ties=ties),
-            retrieval_chance(owner, images, KS),
-            owner,
-        ),
-    }
-    names = [f"r{k}" for k in KS]
+    names, hits = [f"r{k}" for k in KS], {}
     table: dict[str, Any] = {"chance": {}, "ci95": {}}
-    for way, (hits, chance, cluster) in ways.items():
-        table[way] = {name: float(hits[:, i].mean()) for i, name in enumerate(names)}
-        table["chance"][way] = dict(zip(names, chance, strict=True))
-        table["ci95"][way] = {name: list(mean_interval(hits[:, i], clusters=cluster)) for i, name in enumerate(names)}
-    return Recalls(table, {way: hits for way, (hits, _, _) in ways.items()})
+    for way, scores, asked, found in (("i2t", rank_texts, images, owner), ("t2i", rank_images.T, owner, images)):
+        hits[way] = retrieval_hits(scores, asked, found, KS, ties=ties)
+        columns = dict(zip(names, hits[way].unbind(1), strict=True))
+        table[way] = {name: float(column.mean()) for name, column in columns.items()}
+        table["chance"][way] = dict(zip(names, retrieval_chance(asked, found, KS), strict=True))
+        table["ci95"][way] = {name: list(mean_interval(column, clusters=asked)) for name, column in columns.items()}
+    return Recalls(table, hits)
 
 
 PROTOCOL = Protocol(

@@ -46,12 +46,10 @@ def run(encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Co
         captions = [caption for own_captions in batch.captions for caption in own_captions]
         cut.count(captions)
         texts = scorer.encode_texts(captions)
-        similarity = scorer.similarity(images, texts)
+        similarity, ends = scorer.similarity(images, texts), np.cumsum(sizes)
         for by in RANKINGS:
             scores = ranking(similarity, by)  # [images, captions of all images one after the other]
-            parts[by] += [
-                row[end - n : end].tolist() for row, n, end in zip(scores, sizes, np.cumsum(sizes), strict=True)
-            ]
+            parts[by] += [row[end - n : end].tolist() for row, n, end in zip(scores, sizes, ends, strict=True)]
         keys += batch.keys
         clusters += batch.clusters
         categories += batch.categories

@@ -25,7 +25,8 @@ def to_pixels(image: Image.Image, size: int) -> np.ndarray:
     width, height = image.size
     if max(width, height) > 50 * min(width, height):
         raise ValueError(f"the image has {width} x {height} pixels: too long and narrow for a model's square")
-    image = _rgb(_upright(image))
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    image = _rgb(ImageOps.exif_transpose(image) if turned else image)
     width, height = image.size
     new = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
     if new != image.size:
@@ -33,12 +34,6 @@ def to_pixels(image: Image.Image, size: int) -> np.ndarray:
     left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
     planes = np.asarray(image.crop((left, top, left + size, top + size)), np.float32).transpose(2, 0, 1)
     return planes * (np.float32(1 / 255) / STD) - MEAN / STD
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF orientation says."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(image) if turned else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

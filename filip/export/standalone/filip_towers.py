@@ -55,14 +55,9 @@ class ImageTower(nn.Module):
 
     def __init__(self, image: dict[str, Any], embed_dim: int) -> None:
         super().__init__()
-        sizes = {
-            "patch_size": image["patch_size"],
-            "embed_dim": image["width"],
-            "depth": image["layers"],
-            "num_heads": image["heads"],
-            "act_layer": image["activation"],
-        }
-        arguments = image["options"] | {name: value for name, value in sizes.items() if value is not None}
+        sizes = {"patch_size": "patch_size", "embed_dim": "width", "depth": "layers", "num_heads": "heads"}
+        sizes |= {"act_layer": "activation"}  # timm's name of each setting, and ours
+        arguments = image["options"] | {name: image[key] for name, key in sizes.items() if image[key] is not None}
         if image.get("stem") is not None:
             name, stride = image["stem"], image["stem_stride"]
             arguments |= {

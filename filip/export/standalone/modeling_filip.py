@@ -41,17 +41,7 @@ class FilipModel(PreTrainedModel):
 
     def __init__(self, config: FilipConfig) -> None:
         super().__init__(config)
-        self.towers = Towers(
-            {
-                "image": config.image,
-                "text": config.text,
-                "embed_dim": config.embed_dim,
-                "interaction": config.interaction,
-                "pooling": config.pooling,
-                "pool_queries": config.pool_queries,
-                "cls_in_interaction": config.cls_in_interaction,
-            }
-        )
+        self.towers = Towers(config.to_dict())
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
@@ -91,6 +81,4 @@ class FilipModel(PreTrainedModel):
         if return_loss:
             pairs = torch.arange(len(per_image), device=per_image.device)
             loss = (cross_entropy(per_image, pairs) + cross_entropy(per_text, pairs)) / 2
-        return FilipOutput(
-            loss=loss, logits_per_image=per_image, logits_per_text=per_text, image_embeds=image, text_embeds=text
-        )
+        return FilipOutput(loss, per_image, per_text, image, text)
