@@ -178,7 +178,7 @@ def _measure(tar: Path, sidecar: Path, file: Path) -> int:
 
     It is null where there is no model, or no caption.
     """
-    from filip.loading.transforms import decode
+    from filip.loading.augment import decode
 
     texts = {row["key"]: row["captions"][0] for row in read_sidecar(sidecar)}
     hashes: dict[str, list[int]] = {}

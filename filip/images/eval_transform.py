@@ -1,6 +1,6 @@
 """Evaluation's image transform (resize, centre crop, CLIP's normalisation), and back from tensors to pixels.
 
-The decoders and augmentations of training are in :mod:`filip.loading.transforms`.
+The decoders and augmentations of training are in :mod:`filip.loading.augment`.
 """
 
 from __future__ import annotations

@@ -34,12 +34,12 @@ from filip.common.worker_pool import LOADER_START
 from filip.data.remote_tars import address
 from filip.images.eval_transform import EvalTransform
 from filip.images.rgb import UNDECODABLE
+from filip.loading.augment import TrainTransform
+from filip.loading.augment_on_device import Crop, pack, read_image
 from filip.loading.config import StreamConfig, batches_ahead
-from filip.loading.crops import Crop, pack, read_image
 from filip.loading.epoch_order import EpochOrder, group_length
 from filip.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
 from filip.loading.tar_cache import TarCache
-from filip.loading.transforms import TrainTransform
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -26,7 +26,7 @@ from filip import resources
 from filip.common import device
 from filip.common.errors import UserError
 from filip.images.eval_transform import normalize_planes
-from filip.loading.crops import Crops, finish
+from filip.loading.augment_on_device import Crops, finish
 from filip.models import DualEncoder, Encoded
 from filip.runs.saved_files import DDP_STATES
 from filip.runs.source import load_states, refuse_code

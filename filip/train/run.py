@@ -17,7 +17,7 @@ from torch import Tensor
 
 from filip.common import device
 from filip.common.progress import say
-from filip.loading.crops import Crops, finish
+from filip.loading.augment_on_device import Crops, finish
 from filip.loading.loader import PairLoader
 from filip.models.temperature import at_clamp
 from filip.runs.record import now

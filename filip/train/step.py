@@ -1,4 +1,7 @@
-"""One optimiser step, from the loader's batches to what is due after it: read :func:`take_step`."""
+"""One optimiser step, from the loader's batches to what is due after it: read :func:`take_step`.
+
+The weights move in ``Engine.step`` (engine.py), which leaves out a step whose gradients are not finite.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from filip.train.launcher_env import NOT_FINITE, STOPPED_BY_SIGNAL, MachineError
 from filip.train.losses.term import TermOutput
 from filip.train.ranks import from_main
 from filip.train.run import Run, data_problems, preview, write_interval
-from filip.train.watchdog import StepStatus
+from filip.train.watchdog import Alert, StepStatus
 from late_interaction.grad_cache import cached_backward
 
 UNTIMED_STEPS = 5  # the first of every start: memory is allocated and kernels are chosen in them
@@ -182,18 +185,24 @@ def report(run: Run, read: list[float], due: bool) -> None:
     alerts = [(status.step, alert) for status in steps for alert in run.watchdog.observe(status)]
     for step, alert in alerts:
         run.telemetry.event(step, "watchdog", str(alert))
-    bad = next((alert for _, alert in alerts if alert.kind == "non-finite"), None)
-    if bad is not None:
-        for note in set_aside_damaged(run.checkpoints, run.ranks):
-            run.telemetry.event(run.state.step, "checkpoint", note)
-        good = from_main(run.ranks, newest_intact(run.checkpoints)[0])
-        named = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-        run.telemetry.close()
-        raise MachineError(
-            f"{bad}. Stopped; {named}. Start again if a device was at fault; else resume=PATH with a larger "
-            "optimizer.weight_decay or a lower optimizer.base_lr",
-            NOT_FINITE,
-        )
+    stop_if_not_finite(run, [alert for _, alert in alerts])
+
+
+def stop_if_not_finite(run: Run, alerts: list[Alert]) -> None:
+    """End the run with exit code 70 and the name of the last good checkpoint if its numbers stay NaN or infinite."""
+    bad = next((alert for alert in alerts if alert.kind == "non-finite"), None)
+    if bad is None:
+        return
+    for note in set_aside_damaged(run.checkpoints, run.ranks):
+        run.telemetry.event(run.state.step, "checkpoint", note)
+    good = from_main(run.ranks, newest_intact(run.checkpoints)[0])
+    named = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+    run.telemetry.close()
+    raise MachineError(
+        f"{bad}. Stopped; {named}. Start again if a device was at fault; else resume=PATH with a larger "
+        "optimizer.weight_decay or a lower optimizer.base_lr",
+        NOT_FINITE,
+    )
 
 
 def save(run: Run, stop: bool) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from filip.loading.augment_on_device import Crops
 from filip.loading.config import DataConfig, Source, StreamConfig
-from filip.loading.crops import Crops
 from filip.loading.loader import PairLoader, build_loader
 from tests.support.shards import Sample, encoded, write_shard
 

@@ -19,7 +19,7 @@ from filip.data import by_img2dataset
 from filip.data.cards import DownloadSettings, ImageRuleSettings, SourceCard
 from filip.data.fetching.image_rules import CheckedResizer, inspect
 from filip.images.rgb import UNDECODABLE
-from filip.loading.transforms import decode
+from filip.loading.augment import decode
 from tests.data import hostile
 from tests.support.processes import run_well
 from tests.support.shards import encoded

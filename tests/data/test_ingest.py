@@ -16,8 +16,8 @@ from filip.data.ingest import IngestConfig, ingest, resolve_card
 from filip.data.manifest import ManifestConfig, make_manifest
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import TranslateConfig, translate
+from filip.loading.augment import decode
 from filip.loading.config import Source
-from filip.loading.transforms import decode
 from tests.data import hostile
 from tests.data.own_images import CAPTIONS, COLOURS, LAYOUTS, picture, text_beside, write_images
 from tests.data.test_loader import loader

@@ -1,6 +1,7 @@
-"""The tables of the report: the protocols' own, and a module of this folder for each other.
+"""The tables of the report. ``python -m filip.report.tables`` writes them as retrieval.{md,csv,tex,html} and so on.
 
-:data:`filip.study.TABLES` lists them.
+The paper's Table 1 (zero_shot), Tables 2 and 3 (retrieval) and those of other protocols are built in evaluations.py,
+Table 4 in component_ablation.py, Table 5 in efficiency.py. :data:`filip.study.TABLES` lists all.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The interface of a loss term: its input, its output, the facts that others ask of it, and its weight.
 
+A new term is one file in this folder and a line in ``TERMS`` (__init__.py).
 A weight is a number or a schedule over optimiser steps; settings are given with it:
 ``loss.my_margin={weight: 1, margin: 0.2}``.
 """

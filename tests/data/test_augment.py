@@ -16,9 +16,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from filip.images.eval_transform import EvalTransform, normalize
 from filip.images.pixels import CLIP_MEAN, CLIP_STD
 from filip.images.rgb import UNDECODABLE, to_rgb
+from filip.loading.augment import AutoAugment, TrainTransform, decode
+from filip.loading.augment_on_device import finish, pack
 from filip.loading.config import AugmentConfig
-from filip.loading.crops import finish, pack
-from filip.loading.transforms import AutoAugment, TrainTransform, decode
 from filip.train.engine import to_device
 from tests.support.shards import encoded
 
@@ -94,7 +94,7 @@ def test_each_operation_does_to_a_batch_what_it_does_to_an_image() -> None:
 
 def test_the_device_finishes_crops_as_the_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flipped, larger and smaller than the model's size, of one column; with AutoAugment, the same in distribution."""
-    monkeypatch.setattr("filip.loading.crops._PIXELS", 1_000_000)  # of 203 images, eleven at a time
+    monkeypatch.setattr("filip.loading.augment_on_device._PIXELS", 1_000_000)  # of 203 images, eleven at a time
     sizes = [(20, 300), (300, 20), (1, 1), *((20 + 7 * n % 80, 20 + 11 * n % 80) for n in range(200))]
     files = [encoded(picture(*size, seed), "PNG") for seed, size in enumerate(sizes)]
     for share, limit in ((0.0, 0.001), (1.0, 0.04)):

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from filip.images.eval_transform import EvalTransform
+from filip.loading.augment import AutoAugment, Draws, TrainTransform
 from filip.loading.config import DataConfig
-from filip.loading.transforms import AutoAugment, Draws, TrainTransform
 
 _PIXELS = 1 << 24  # of padded crops that are resized at a time, with half a gigabyte of memory
 

@@ -78,7 +78,7 @@ class TrainTransform:
         return _pixels(image, data, box), Draws(flip, self.auto_augment.draw(rng) if augmented else (0, 0))
 
     def _finish(self, crop: np.ndarray, draws: Draws) -> np.ndarray:
-        """Do everything after decoding. :func:`filip.loading.crops.finish` does it for a batch of crops."""
+        """Do everything after decoding. :func:`filip.loading.augment_on_device.finish` does it for a batch of crops."""
         # bicubic with antialiasing, within one grey level of PIL's and three times as fast
         planes = torch.tensor(crop).permute(2, 0, 1)[None]  # a copy: pixels of PIL's are read-only
         resized = F.interpolate(planes, (self.image_size, self.image_size), mode="bicubic", antialias=True)
