@@ -123,7 +123,7 @@ def test_a_study_of_a_strangers_pictures_ends_in_its_report(tmp_path: Path, shap
             assert described["captions"]["images"] == stage["out"] == stage["in"] - stage["dropped"]["phash % 5 <> 0"]
     report = (results / "report.html").read_text(encoding="utf-8")
     (first,) = re.findall(r"<p>(After training, .*?)</p>", report)
-    after, total, before = map(int, re.findall(r"(\d+) of (\d+) held-out captions .* before, (\d+);", first)[0])
+    after, total, before = map(int, re.findall(r"(\d+) of (\d+) held-out captions .*model before, (\d+);", first)[0])
     assert "Holm" not in report.partition("All numbers")[0] and "filip search" in report
     assert (results / "explore.html").is_file() and (results / "export/filip/README.md").is_file()
 

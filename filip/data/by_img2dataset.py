@@ -41,7 +41,9 @@ main()"""
 # Its further options; the others are keys of a card, or decide on files that are not kept.
 OPTIONS = ("upscale_interpolation", "downscale_interpolation", "max_image_area", "user_agent_token",
            "disallowed_header_directives", *WHERE_IT_RUNS)  # fmt: skip
-NOT_HEEDED = "img2dataset reads no TDM reservations, asks private addresses, too, and knows no per_host and no contact"
+NOT_HEEDED = (
+    "img2dataset ignores TDM reservations, per_host and contact, and asks private addresses; engine: own does not"
+)
 ASKED = "_asked_"  # in its list: the URL, or nothing where a row is not to be asked for
 # The first of these that is found in the message is the reason, as our own engine calls it.
 REASONS = {

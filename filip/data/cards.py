@@ -149,7 +149,7 @@ def load_source(name_or_path: str | Path) -> SourceCard:
 def parse_card(raw: Any, path: Path) -> SourceCard:
     """Check a mapping read from ``path`` against SourceCard. Raises UserError naming the offending key."""
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: a source card is a mapping of keys to values, found {type(raw).__name__}")
+        raise UserError(f"{path}: a source card maps keys to values, but this is a {type(raw).__name__}")
     try:
         card = read_settings(SourceCard, {"name": path.stem, **raw, "path": str(path)})
         _check(card)

@@ -68,7 +68,7 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard, part: Par
         from filip.data.by_img2dataset import NOT_HEEDED, check_card
 
         check_card(card)
-        say(f"download: {NOT_HEEDED}; engine: own heeds them")
+        say(f"download: {NOT_HEEDED}")
     reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
     if reserved:
         raise UserError(

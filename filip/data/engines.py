@@ -45,7 +45,7 @@ class Engine(Protocol):
         """Return the missing needs of this engine for a pivot, and the remedy; loads nothing."""
 
     def to_pivot(self, texts: Sequence[str]) -> list[str]:
-        """Translate English → pivot: one translation per text, in order. None is empty; they come by length."""
+        """Translate English → pivot: one translation per text, in order. Texts are non-empty and sorted by length."""
 
     def to_english(self, texts: Sequence[str]) -> list[str]:
         """Translate pivot → English, likewise."""

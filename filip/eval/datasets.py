@@ -1,4 +1,4 @@
-"""Test sets as map-style data sets of (image, label) or (image, captions), and batches of them.
+"""Read test sets as (image, label) or (image, captions), and batch them.
 
 How they lie on disk is the concern of :mod:`filip.eval.formats`. All give the same :class:`Sample`, in a fixed
 order, so that a loader may use any number of workers.

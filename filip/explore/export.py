@@ -39,7 +39,7 @@ MOST_BYTES = 16_000_000
 
 @dataclass
 class ExplorerExport:
-    models: list[str] = option(MISSING, "one to three models, shown side by side: .safetensors files or open_clip:…")
+    models: list[str] = option(MISSING, "one to three models of `filip eval model=`, shown side by side")
     labels: list[str] = option([], "names of the models in the page; the files' names if empty")
     images: str = option(MISSING, "a folder of images, a set with captions, or a benchmark card")
     root: str | None = option(None, "folder below which a card's data lie")

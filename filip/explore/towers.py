@@ -39,15 +39,15 @@ def own_model(encoder: Encoder) -> DualEncoder:
         raise NotInPage("only models of this project have towers that a page computes")
     model: DualEncoder = encoder.model
     if model.config.exclude_special_tokens:
-        raise NotInPage("the page compares [BOS] and [EOS], too")
+        raise NotInPage("the page cannot leave out [BOS] and [EOS]")
     if not model.config.text.like_clip:
         raise NotInPage("the page reads texts by CLIP's vocabulary and computes CLIP's text tower")
     if encoder.token_wise != (model.config.interaction == "token_wise"):
-        raise NotInPage("a pooled model that is scored token-wise")
+        raise NotInPage("the page cannot score a pooled model token-wise")
     if model.config.reduction is not None:
-        raise NotInPage("the page has no learned tokens in place of patches")
+        raise NotInPage("the page cannot compute learned tokens in place of patches")
     if model.config.pooling in ("heads", "relu", "bilinear"):
-        raise NotInPage("the page computes one query, no heads and no features of tokens")
+        raise NotInPage("the page computes no pooling but a mean or one query")
     return model
 
 
@@ -90,9 +90,9 @@ def image_tower(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Any] | None
     tower, config = model.image, model.config
     trunk: Any = tower.trunk  # timm's parts are tensors or modules to mypy
     if getattr(trunk, "rope", None) is not None:
-        raise NotInPage("a ViT with rotary positions")
+        raise NotInPage("the page cannot compute a ViT with rotary positions")
     if trunk.no_embed_class or trunk.reg_token is not None or type(trunk.fc_norm).__name__ != PLAIN:
-        raise NotInPage("a ViT with registers, or with a norm after pooling")
+        raise NotInPage("the page cannot compute a ViT with registers, or with a norm after pooling")
     stem = tower.stem
     below = _Convolutions()
     below.add("patches", trunk.patch_embed.proj, PLAIN)
@@ -109,7 +109,7 @@ def image_tower(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Any] | None
         attention, mlp = block.attn, block.mlp
         added = (block.ls1, block.ls2, attention.q_norm, attention.k_norm, getattr(attention, "norm", None), mlp.norm)
         if any(part is not None and type(part).__name__ != PLAIN for part in added):
-            raise NotInPage("a ViT with layer scales or further norms")
+            raise NotInPage("the page cannot compute a ViT with layer scales or further norms")
         tensors |= _block(number, block.norm1, attention.qkv, attention.proj, block.norm2, mlp.fc1, mlp.fc2)
     heads = trunk.blocks[0].attn.num_heads
     scale, shift = 1 / 255 / torch.tensor(CLIP_STD), -torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)
@@ -140,9 +140,9 @@ class _Convolutions:
 
     def add(self, name: str, layer: nn.Module, activation: str) -> None:
         if not isinstance(layer, nn.Conv2d) or layer.kernel_size[0] != layer.kernel_size[1] or layer.dilation != (1, 1):
-            raise NotInPage(f"a {type(layer).__name__} that is not a plain convolution")
+            raise NotInPage(f"the page computes plain convolutions only, no {type(layer).__name__}")
         if layer.groups not in (1, layer.in_channels) or activation not in ACTIVATIONS:
-            raise NotInPage(f"a convolution in {layer.groups} groups before {activation}")
+            raise NotInPage(f"the page cannot compute a convolution in {layer.groups} groups before {activation}")
         depthwise = layer.groups > 1
         pad = "same" if type(layer).__name__ == "Conv2dSame" else layer.padding[0]
         self.layers.append(
@@ -163,7 +163,7 @@ def _stem(network: Any) -> dict[str, Any]:
     for number, block in enumerate(block for stage in network.blocks for block in stage):
         names = parts.get(type(block).__name__)
         if names is None or type(block.se).__name__ != PLAIN or type(block.aa).__name__ != PLAIN:
-            raise NotInPage(f"a stem with {type(block).__name__} or squeeze-and-excitation")
+            raise NotInPage(f"the page cannot compute a stem with {type(block).__name__} or squeeze-and-excitation")
         first = len(found.layers)
         for place, name in enumerate(names, 1):
             found.add(f"{number}.{name}", getattr(block, name), type(getattr(block, f"bn{place}")).__name__)
@@ -175,7 +175,7 @@ def _stem(network: Any) -> dict[str, Any]:
 def _sizes(width: int, heads: int, layers: int, norm: Any, activation: nn.Module) -> dict[str, Any]:
     name = type(activation).__name__
     if name not in ACTIVATIONS or getattr(activation, "approximate", "none") != "none":
-        raise NotInPage(f"a transformer with {name}")
+        raise NotInPage(f"the page cannot compute a transformer with {name}")
     return {"width": width, "heads": heads, "layers": layers, "epsilon": norm.eps, "activation": ACTIVATIONS[name]}
 
 
@@ -184,7 +184,7 @@ def _block(number: int, norm1: Any, qkv: Any, proj: Any, norm2: Any, fc1: Any, f
     found: dict[str, Tensor] = {}
     for name, layer in parts.items():
         if layer.bias is None:
-            raise NotInPage(f"a transformer without a bias in {name}")
+            raise NotInPage(f"the page cannot compute a transformer without a bias in {name}")
         found |= {f"{number}.{name}.weight": layer.weight, f"{number}.{name}.bias": layer.bias}
     return found
 
@@ -202,5 +202,5 @@ def _query(pool: Any) -> dict[str, Tensor]:
 def _stored(tensors: dict[str, Tensor]) -> dict[str, Any]:
     values = torch.cat([tensor.detach().float().flatten() for tensor in tensors.values()]).cpu().half()
     if not bool(values.isfinite().all()):
-        raise NotInPage("weights that float16 cannot hold")
+        raise NotInPage("the page stores float16, which cannot hold these weights")
     return {"sizes": {name: tensor.numel() for name, tensor in tensors.items()}, "values": base64_of(values)}

@@ -19,7 +19,7 @@ VALUE_BYTES = {"fp32": 4.0, "bf16": 2.4, "fp16": 2.0}
 
 
 def encoder_flops(model: ModelConfig, words: int, stem_computes: bool = True) -> int:
-    """Let torch count the floating-point operations of a pair's forward pass, on the meta device: two per product.
+    """Return the floating-point operations of a pair's forward pass, as torch counts them: two per multiply-add.
 
     words: tokens of its caption. stem_computes: false with data.feature_cache.
     """

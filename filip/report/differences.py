@@ -165,8 +165,7 @@ class Resampled:
         trainings = a.stop - a.start
         if not trainings or trainings != b.stop - b.start:
             raise UserError(
-                f"{trainings} trainings of one run and {b.stop - b.start} of the other: differences need "
-                "as many of each"
+                f"the runs have {trainings} and {b.stop - b.start} trainings: give both equally many, at least one"
             )
         place = [self.columns.index(name) for name in chosen]
         measured = (self._measured[a] - self._measured[b])[:, place]

@@ -45,7 +45,7 @@ class OwnPictures:
     def of(cls, study: Study, results: Results) -> OwnPictures | None:
         """Return None if the study is not one of ``filip new``, or a model was not evaluated.
 
-        Of a study in halves, each caption is looked for among the pictures of its half, by the model of the other.
+        In halves, each caption's picture is sought in its own half, by the other half's model.
         """
         parts = [_Part.of(study, results, *entry) for entry in study.config.get("own_pictures", {}).items()]
         there = [part for part in parts if part]
@@ -71,18 +71,18 @@ class OwnPictures:
         """Return what was gained, whether chance explains it, and what a set of this size can show."""
         after, total = self.found["filip"], len(self.captions)
         start = self.found.get("before", self.found.get("clip"))
-        other = "before" if "before" in self.found else "CLIP, trained alike"
+        other = "the model before" if "before" in self.found else "CLIP"
         said = f"After training, {after.sum()} of {total} held-out captions find their picture {PLACES[self.among]}"
         said += f"; {other}, {start.sum()}" if start is not None else ""
-        sentences = [f"{said}; by chance {self.chance:.0f} would."]
+        sentences = [f"{said}; by chance, {self.chance:.0f}."]
         if start is not None:
             from scipy.stats import binomtest  # slow to import
 
             gained, lost = int((after & ~start).sum()), int((start & ~after).sum())
             explained = not gained + lost or binomtest(gained, gained + lost).pvalue >= 0.05
             verdict = "which chance explains" if explained else "which chance hardly explains"
-            changed = f"{gained} captions are found that were not, and {lost} are lost: a change {verdict}."
-            sentences.append(changed if gained + lost else "The training changed nothing that these captions show.")
+            changed = f"FILIP alone finds {gained} of them, and {other} alone {lost}, a difference {verdict}."
+            sentences.append(changed if gained + lost else "Both models find the same captions.")
         if len(self.study.config["own_pictures"]) > 1:
             sentences.append(HALVES)
         return [*sentences, f"{size_of_set(self.trained, self.tested)}."]
@@ -159,7 +159,7 @@ class _Part:
         return cls(data, captions.tolist(), [owners[place] for place in first], group, len(used), outcomes)
 
     def chance(self, among: int) -> float:
-        """Return how many captions the best would find if they were drawn, without replacement."""
+        """Return how many captions would find their picture among ``among`` pictures drawn at random."""
         missed = 0.0
         for count in np.bincount(self.group):  # of the pictures of a caption
             drawn = range(min(among, self.tested))

@@ -77,7 +77,7 @@ def find_damage(checkpoint: Path, hashed: slice = slice(None)) -> str | None:
                 return f"{name} has {size_now} bytes instead of {size}"
         for name in sorted(saved.hashes)[hashed]:
             if sha256_of(checkpoint / name) != saved.hashes[name]:
-                return f"the content of {name} is not as it was written"
+                return f"{name} has changed since it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except UserError as error:
@@ -99,7 +99,7 @@ def read_state(checkpoint: Path) -> LoopState:
     try:
         values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         if values.pop("digest", None) not in (None, digest(values)):
-            raise ValueError("it is not as it was written")
+            raise ValueError("it has changed since it was written")
         return LoopState(**{name: value for name, value in values.items() if name in names})
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read {checkpoint / STATE}: {error}; resume from another checkpoint") from error

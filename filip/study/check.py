@@ -136,7 +136,7 @@ def _download(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
             continue
         by_it.append(source)
     if by_it:
-        yield Finding("download", f"{', '.join(by_it)}: {NOT_HEEDED}; engine: own heeds them", stops=False)
+        yield Finding("download", f"{', '.join(by_it)}: {NOT_HEEDED}", stops=False)
 
 
 def _engines(cards: dict[str, SourceCard]) -> Iterator[Finding]:

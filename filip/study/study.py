@@ -188,7 +188,7 @@ class Study:
         return [model for model in self.models if model not in self.peers]
 
     def evaluated_by(self, protocol: str) -> list[str]:
-        """Return the models that a protocol evaluates: from all tables that need it, with their replicas."""
+        """Return the models that a protocol evaluates for all tables, including replicas."""
         models = []
         for name in self.tables:
             if protocol in TABLES[name].protocols:
@@ -204,7 +204,7 @@ class Study:
         return list(dict.fromkeys(model for protocol in PROTOCOLS for model in self.evaluated_by(protocol)))
 
     def evaluated_on(self, model: str) -> dict[str, list[str]]:
-        """Return the benchmarks on which a model is evaluated, by protocol: none of which it saw the pictures."""
+        """Return by protocol the benchmarks on which a model is evaluated, without those whose pictures it saw."""
         unseen, run = self.config.get("own_pictures", {}), self._first(model)
         found = {
             protocol: [n for n in self.benchmarks(protocol) if run not in unseen.values() or unseen.get(n, run) == run]
@@ -220,7 +220,7 @@ class Study:
 
 
 def searched_settings(config: Mapping[str, Any], run: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
-    """Return the values to try of each setting of which a run takes the best: its own ``search``, or the study's."""
+    """Return the values that a run's search tries for each setting: its own ``search``, or the study's."""
     settings: Mapping[str, Sequence[Any]] = run.get("search", config.get("search", {}).get("settings", {}))
     return settings
 

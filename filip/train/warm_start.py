@@ -254,7 +254,7 @@ def _with_defaults(schema: Any, values: dict[str, Any]) -> dict[str, Any]:
 def from_timm(name: str, config: ModelConfig) -> DualEncoder:
     """Build the training's model with timm's vision tower: its sizes, activation and epsilons.
 
-    A normalisation of pixels other than CLIP's is folded into the patch embedding.
+    A pixel normalisation other than CLIP's is folded into the patch embedding or the positions.
     """
     architecture, _, file = name.partition(":")
     if not timm.is_model(architecture):

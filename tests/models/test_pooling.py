@@ -77,7 +77,7 @@ def test_a_vector_of_more_numbers_than_a_token(kind: str) -> None:
     torch.testing.assert_close(encoder.words(CAPTIONS)[0], F.normalize(alone, dim=1))
     numbers = {"heads": 3 * dim, "relu": 3 * dim, "bilinear": int((3 * dim) ** 0.5) ** 2}[kind]
     assert encoder.patches(pixels).shape[2] == settings.compared_dim == numbers
-    with pytest.raises(NotInPage, match="no heads"):
+    with pytest.raises(NotInPage, match="no pooling but"):
         own_model(encoder)
 
 

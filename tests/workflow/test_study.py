@@ -108,7 +108,7 @@ def test_what_a_study_lacks_is_named_before_its_first_job(
     for words in (
         "mine: no list of URLs: there is no file or folder 'pairs.csv'. How to obtain it: Ask for it.",
         "cc3m: source 'cc3m'", "`list: PATH` in data/NAME.yaml",
-        "mine, cc3m: img2dataset reads no TDM reservations", "no per_host and no contact; engine: own",
+        "mine, cc3m: img2dataset ignores TDM reservations", "engine: own does not",
         "mine, captions through 'de': the engine marian needs its weights",
         "cc3m, captions through 'ru': no folder models/opus-mt/en-ru and none models/opus-mt/ru-en",
         "14 of 14 are not below results/benchmarks: cifar10 (wds_vtab-cifar10)",

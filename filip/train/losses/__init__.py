@@ -140,7 +140,7 @@ def resolved_settings(config: LossSettings, weights: Mapping[str, Weight]) -> di
 
 
 def check_terms(config: LossSettings) -> None:
-    """Refuse a term with a weight that cannot work under ``config``, or with a setting that it cannot have."""
+    """Raise UserError if a weighted term cannot work under ``config``, or has a setting that it does not take."""
     for name, value in config.loss.items():
         if name not in TERMS:
             continue  # resolve_weights names the others

@@ -106,7 +106,7 @@ def check_every_step(weights: Mapping[str, Weight]) -> None:
     for step in sorted(step for step in steps if step >= 0):
         if not any(weight_at(weight, step) for weight in weights.values()):
             terms = ", ".join(f"loss.{name}={weight!s}" for name, weight in weights.items())
-            raise UserError(f"every term of the loss has weight 0 in step {step}: {terms}; start one above 0")
+            raise UserError(f"all terms of the loss have weight 0 in step {step}: {terms}; keep one above 0")
 
 
 WEIGHT = "weight"
