@@ -35,7 +35,7 @@ def main(config: Show) -> None:
         raise UserError(nothing_at(place, "give the results of a study, e.g. results/demo"))
     if not file.is_file():
         raise UserError(f"no summary at {file}; `make demo` (or snakemake for another study) writes it")
-    summary = json_record(file, "the summary of a study", "tables")
+    summary = json_record(file, "the summary of a study", "tables", "funnel")
     width = shutil.get_terminal_size((110, 40)).columns
     tables = {name: Table.from_json(table) for name, table in summary["tables"].items()}
     if config.table and config.table not in tables:
