@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from filip.cli.command import MISSING, option, run_command
@@ -51,7 +52,7 @@ class New:
 
 
 def main(config: New) -> None:
-    """Write the cards and the study of your own pictures, a tenth of which is held out for its table."""
+    """Write the cards and the study of your own pictures, some held out for testing."""
     if not re.fullmatch("[a-z0-9_]+", config.name):
         raise UserError(f"name={config.name}: a study's name has only a-z, 0-9 and _")
     if not Path("workflow/config").is_dir():
@@ -95,7 +96,7 @@ def _columns(place: Path) -> list[str]:
 def _of_pictures(config: New, place: Path) -> dict[Path, str]:
     """Return the files of a study of pictures, which are listed with their captions and splits.
 
-    Few that are not marked are all trained on. Each half is held out from one of two more models then.
+    With few unmarked pictures, the model trains on all; two more models train on a half each.
     """
     reading = Reading(place, inside_only=True)
     splits: Iterable[str | None] = ()
@@ -143,7 +144,6 @@ def _of_pictures(config: New, place: Path) -> dict[Path, str]:
             **_about(config, place, name),
             "images": str(table),
             "image_root": str(root),
-            "expected_count": sum(image["split"] == "train" for image in listed),
             "image_rules": {"min_side": 32, "max_aspect": 20.0},
             "text_rules": {"language": False},
             "download": {"image_size": 256, "samples_per_shard": 1000},
@@ -223,21 +223,28 @@ def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> dict[Pat
     """Return the files of a study of a list: it has a card to train on, and one of the rows that are held out."""
     import duckdb
 
+    from filip.data.cards import SourceCard
+    from filip.data.lists.reading import relation
+
     caption = usual_column(columns, CAPTION_COLUMNS)
     if caption is None:
         raise UserError(
             f"{place} has no column of captions ({', '.join(CAPTION_COLUMNS)}); it has {', '.join(columns)}"
         )
-    with duckdb.connect() as con:
-        opened = con.read_parquet(str(place)) if place.suffix == ".parquet" else con.read_csv(str(place))
-        rows = int(opened.aggregate("count(*)").fetchall()[0][0])
-        if rows < 2:
-            raise UserError(f"{place} has {rows} rows, too few to hold some out; give two or more")
+    with duckdb.connect() as con, TemporaryDirectory() as scratch:
+        opened = con.sql(f"FROM {relation(SourceCard(config.name), [str(place)], Path(scratch))[0]}")
+        rows = len(opened)
         of_splits = _of_splits(opened, columns)
         if of_splits is None:
-            bound = f"{round(held_out_of(rows) / rows * 16**6):06x}"
-            tested = int(opened.filter(f"md5({url}) < '{bound}'").aggregate("count(*)").fetchall()[0][0])
-            of_splits = [(f"md5({url}) >= '{bound}'", rows - tested), (f"md5({url}) < '{bound}'", tested)]
+            # the lowest hashes, twice as many as are held out: below their middle one are those
+            reach = min(16**6 - 1, (2 * held_out_of(rows) + 1) * 16**6 // max(1, rows))
+            lowest = opened.project(f"md5({url}) AS hash").filter(f"left(hash, 6) <= '{reach:06x}'").distinct()
+            hashes = [row[0] for row in lowest.order("hash").fetchall()]
+            if len(hashes) < 2:
+                raise UserError(f"{place} has {len(hashes)} URLs, too few to hold some out; give two or more")
+            bound = hashes[len(hashes) // 2][:12]
+            conditions = (f"md5({url}) >= '{bound}'", f"md5({url}) < '{bound}'")
+            of_splits = [(condition, len(opened.filter(condition))) for condition in conditions]
     (where_trained, trained), (where_tested, tested) = of_splits
     listed = {
         **_about(config, place, config.name),
@@ -245,10 +252,9 @@ def _of_urls(config: New, place: Path, url: str, columns: list[str]) -> dict[Pat
         "url_column": url,
         "caption_column": caption,
         "where": where_trained,
-        "expected_count": trained,
         "back_translation": None,
     }
-    held_out = {**listed, "name": f"{config.name}_held_out", "where": where_tested, "expected_count": tested}
+    held_out = {**listed, "name": f"{config.name}_held_out", "where": where_tested}
     say(f"{place}: of {rows:,} rows {size_of_set(trained, tested)}, by {where_tested}")
     layout = {"path": f"results/{config.name}/data/{config.name}_held_out/shards", "split": "all", "layout": "tars"}
     return {

@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = {"url": ["http://a.org/1.jpg", "http://a.org/2.jpg"], "caption": ["a dog", "a cat"]}
     pq.write_table(pa.table(rows), folder / "list.parquet")
     (folder / "result.json").write_text('{"a": 1}\n')
+    (folder / "broken.json").write_text("{")
     write_webdataset(folder / "cifar10", ["cat", "dog"], [0, 1, 0, 1])
     index = [f"model={folder}/filip.safetensors", f"images={folder}/photos", f"out={folder}/index", "device=cpu"]
     run_command(build.main, build.Build, argv=index)

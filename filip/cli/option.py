@@ -33,6 +33,7 @@ def option(
     choices: Collection[Any] | Callable[[], Collection[Any]] = (),
     writes: str | None = None,
     typed: bool = True,
+    may_be_empty: bool = False,
 ) -> Any:
     """Return a dataclass field with its default and the sentence that ``--help`` prints for it.
 
@@ -40,10 +41,11 @@ def option(
     them.
     writes: "file" or "folder", if the command writes there, which is then checked before it starts;
     "store" is a folder with files that would make a folder of pictures something else.
-    typed: whether it is an option of the command line; others are set by files and converters alone.
+    typed: whether it is an option of the command line; others are set by files and converters alone. may_be_empty: a
+    list that has to be given, and may be [].
     """
     limits = {"at_least": at_least, "above": above, "at_most": at_most}
-    metadata = {"help": help, "choices": choices, "writes": writes, "typed": typed, **limits}
+    metadata = {"help": help, "choices": choices, "writes": writes, "typed": typed, "empty": may_be_empty, **limits}
     if isinstance(default, list | dict) or dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -74,7 +76,7 @@ def check_values(settings: Any, prefix: str = "") -> None:
         blank = any(isinstance(v, str) and not v.strip() for v in (value if several else [value]))
         if required and blank and not several:
             raise UserError(f"{name}={value} is empty: give a value (see --help)")
-        if required and several and (blank or not value):
+        if required and several and (blank or not (value or field.metadata.get("empty"))):
             what = "an element" if value else "the list"
             raise UserError(f"{name}=[{','.join(map(str, value))}]: {what} is empty; give at least one value")
         for number, element in enumerate(value) if isinstance(value, list) else [(None, value)]:

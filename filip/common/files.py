@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filip.common.errors import UserError, nearest
+from filip.common.errors import UserError, nearest, plain
 
 # Neither the program nor the data are at fault, and the sentence is enough for a person.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -198,6 +198,20 @@ def write_json(path: str | Path, value: Any, shared: bool = False) -> None:
     """Write ``value`` as indented JSON, atomically. Keys keep their order."""
     with replacing(path, shared) as part:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def json_record(path: str | Path, what: str, *keys: str) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises UserError, with ``what`` is expected, if it is none or lacks a key."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(nothing_at(path, f"give {what}")) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not {what}: {plain(error)}") from error
+    lacking = [key for key in keys if key not in content] if isinstance(content, dict) else ["{"]
+    if lacking:
+        raise UserError(f"{path} is not {what}: it has no {lacking[0]!r}")
+    return content
 
 
 def file_state(path: str | Path) -> tuple[int, int] | None:

@@ -152,7 +152,7 @@ def parse_card(raw: Any, path: Path) -> SourceCard:
         raise UserError(f"{path}: a source card maps keys to values, but this is a {type(raw).__name__}")
     try:
         card = read_settings(SourceCard, {"name": path.stem, **raw, "path": str(path)})
-        _check(card)
+        check_card(card)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return card
@@ -163,11 +163,11 @@ def overridden(card: SourceCard, part: str, settings: dict[str, Any]) -> SourceC
     before = getattr(card, part)
     changed = read_settings(type(before), {**asdict(before), **settings}, f"{part}.")
     card = replace(card, **{part: changed})
-    _check(card)
+    check_card(card)
     return card
 
 
-def _check(card: SourceCard) -> None:
+def check_card(card: SourceCard) -> None:
     """Raise UserError for keys that do not go together, and for values of two types."""
     if not card.name:
         raise UserError("name is empty: give a short name")
@@ -179,7 +179,7 @@ def _check(card: SourceCard) -> None:
     except LookupError as error:
         raise UserError(f"encoding={card.encoding} is unknown; write e.g. cp1250 or gb18030") from error
     if (card.subset_on is None) != (card.subset is None):
-        raise UserError("subset and subset_on go together: give both or neither")
+        raise UserError(f"subset={card.subset} and subset_on={card.subset_on} go together: a card has both or neither")
     language = card.text_rules.language
     codes = isinstance(language, list) and language and all(isinstance(one, str) for one in language)
     if not isinstance(language, bool) and not codes:

@@ -12,7 +12,6 @@ ingest brings an image back.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -24,13 +23,14 @@ import pyarrow.parquet as pq
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
-from filip.common.files import nothing_at, replacing, write_json
+from filip.common.files import json_record, nothing_at, replacing, write_json
 from filip.common.progress import track
 from filip.data.fetching.download_plan import ROW, SHARD, in_progress
 from filip.data.fetching.outcomes import FORGOTTEN, Forgotten, hash_of_url, place_of
 from filip.data.fetching.shard_maker import WORK, emptied, is_in, remove_images
 from filip.data.lists.parquet_rows import reading, whole_file
 from filip.data.manifest import sign_again
+from filip.data.shard_set import read_manifest
 from filip.data.sidecar import write_sidecar
 from filip.data.stage import sharing
 from filip.data.translate import shard_files
@@ -41,7 +41,7 @@ Paths = list[str]
 @dataclass
 class ForgetConfig:
     shards: str = option(MISSING, "folder of the shards")
-    captions: Paths = option(MISSING, "all folders of their side-cars: captions, scored, selected; maybe []")
+    captions: Paths = option(MISSING, "all folders of their side-cars, such as scored; maybe []", may_be_empty=True)
     lists: Paths = option([], "Parquet lists that name the images: list.parquet, kept.parquet")
     manifests: Paths = option([], "manifests of the data set, which are signed again")
     funnels: Paths = option([], "funnel fragments: their samples, which may show the images' captions, go")
@@ -69,6 +69,10 @@ def forget(config: ForgetConfig) -> tuple[int, int, int]:
     for path in [*config.captions, *config.lists, *config.manifests, *config.funnels]:
         if not Path(path).exists():
             raise UserError(nothing_at(path, "name all places that have something of these images"))
+    for path in config.lists:  # before anything is removed
+        with reading(Path(path)):
+            pq.read_schema(path)
+    described = [*(json_record(path, "a funnel") for path in config.funnels), *map(read_manifest, config.manifests)]
     folder = Path(config.shards).resolve()
     captions, work = [Path(place) for place in config.captions], folder / WORK
     with sharing(folder / WORK, folder):
@@ -96,12 +100,11 @@ def forget(config: ForgetConfig) -> tuple[int, int, int]:
                     table = whole_file(sidecar)
                     write_sidecar(sidecar, table.filter(pc.invert(is_in(table["key"], keys))))
             remove_images(shard, keys, f"{FORGOTTEN}: on request")  # by its row an image is found: that comes last
-        for described in map(Path, [*config.funnels, *config.manifests]):
-            content = json.loads(described.read_text())
+        for path, content in zip([*config.funnels, *config.manifests], described, strict=True):
             for fragment in content.get("stages", [content]):  # a file of several, or of one
                 notes = fragment.get("notes", {})
                 fragment["notes"] = {name: notes[name] for name in notes if name not in ("samples", "examples")}
-            write_json(described, content)
+            write_json(path, content)
         for manifest in config.manifests:
             sign_again(Path(manifest), len(images), FORGOTTEN)
     return len(images), len(rows), len(urls - names) + len(hashes - {row["sha256"] for row in images})

@@ -7,7 +7,6 @@ checked when a fragment is written and when it is read, so that no pair can vani
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
-from filip.common.files import nothing_at, write_json
+from filip.common.files import json_record, write_json
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,9 @@ def write_fragment(path: str | Path, fragment: Fragment) -> None:
 
 def read_fragment(path: str | Path) -> Fragment:
     """Read and check a fragment. Raises UserError naming the file if it is missing, not JSON, or does not add up."""
-    try:
-        raw = json.loads(Path(path).read_text())
-        stage, source, n_in, n_out, dropped = (raw[name] for name in ("stage", "source", "in", "out", "dropped"))
-        fragment = Fragment(stage, source, n_in, n_out, dropped, raw.get("unit", "pairs"), raw.get("notes", {}))
-    except FileNotFoundError as error:
-        raise UserError(nothing_at(path, "run the stage that writes this funnel fragment")) from error
-    except (ValueError, KeyError, TypeError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        lacks = f": it has no {error.args[0]!r}" if isinstance(error, KeyError) else ""
-        raise UserError(f"{path} is not a funnel fragment{lacks}") from error
+    names = ("stage", "source", "in", "out", "dropped")
+    raw = json_record(path, "a funnel fragment, which a stage writes", *names)
+    fragment = Fragment(*(raw[name] for name in names), raw.get("unit", "pairs"), raw.get("notes", {}))
     check_fragment(fragment, str(path))
     return fragment
 

@@ -20,7 +20,7 @@ from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError, counted
 from filip.common.files import file_state, locked
 from filip.common.progress import say
-from filip.data.cards import SourceCard, load_source
+from filip.data.cards import SourceCard, check_card, load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import REASON, REPEATED, ROW, guessed_columns, judged_rows, where_condition
@@ -68,7 +68,10 @@ def resolve_card(config: PrepareConfig) -> SourceCard:
     is_list = any(suffix in path.suffixes for suffix in SUFFIXES) or "*" in config.source
     card = SourceCard(path.name.split(".")[0], list=config.source) if is_list else load_source(config.source)
     names = ("list", "subset", "where", "url_column", "caption_column")
-    return replace(card, **{name: getattr(config, name) or getattr(card, name) for name in names})
+    given = {name: value for name in names if (value := getattr(config, name))}
+    card = replace(card, **given, **({"caption_columns": []} if config.caption_column else {}))
+    check_card(card)
+    return card
 
 
 def prepare(

@@ -30,7 +30,7 @@ from PIL import Image, ImageChops, ImageOps
 from filip.cli.command import MISSING, option, run_command
 from filip.cli.extras import how_to_install
 from filip.common.errors import UserError, counted
-from filip.common.files import digest, file_state, locked, replacing, sha256_of
+from filip.common.files import digest, file_state, locked, replacing
 from filip.common.progress import say
 from filip.common.worker_pool import run_blocks
 from filip.data.cards import load_source
@@ -42,6 +42,7 @@ from filip.data.shard_index import shard_images
 from filip.data.sidecar import read_sidecar, write_sidecar
 from filip.data.stage import PART, Part, parse_part, share, work_folder
 from filip.images.rgb import UNDECODABLE
+from filip.runs.saved_files import weights_of
 
 ANY_DISTANCE = 64  # "further than was looked for"
 SIDE = 96  # pixels of the shorter side that are enough for a hash
@@ -87,14 +88,14 @@ def main(config: ScoreConfig) -> None:
 
 
 def score(config: ScoreConfig) -> Counter[str] | None:
-    """Write the scored side-cars; count the pairs that are kept, that are copies, and by the first condition not met.
+    """Write the scored side-cars; count kept pairs, copies, and dropped pairs by the first condition not met.
 
     A part returns None.
     Raises UserError when shards, side-cars or benchmarks are missing, or for a condition that cannot be read.
     """
     part, out = parse_part(config.part), Path(config.out).resolve()
     tars, sidecars = _shards(config)
-    model = config.model and (sha256_of(config.model) if Path(config.model).is_file() else config.model)
+    model = config.model and weights_of(config.model)
     states = [file_state(sidecar) for sidecar in sidecars]
     measured = [
         out / "_measured" / f"{tar.stem}-{digest([state_of(tar), model and state, model, FORMS])[:12]}.parquet"
@@ -114,7 +115,7 @@ def score(config: ScoreConfig) -> Counter[str] | None:
         shown |= {"start": _start_scorer, "start_arguments": (config.model,)}
         run_blocks(_measure, blocks, config.processes, **shown)
         if not all(file.exists() for file in measured):
-            say("score: other parts are measuring; start this one again when they have, for its share of the copies")
+            say("score: when all other parts have measured, start this part again to search for copies")
             return None
         # an image that the side-cars leave out must not make another one a duplicate
         con.execute(
@@ -176,7 +177,7 @@ def _start_scorer(model: str | None) -> None:
 def _measure(tar: Path, sidecar: Path, file: Path) -> int:
     """Write the hash (int64) of each image of a shard, and its similarity to its original caption; return 1.
 
-    It is null where there is no model, or no caption.
+    Similarity is null without model or caption.
     """
     from filip.loading.augment import decode
 

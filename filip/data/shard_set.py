@@ -5,7 +5,6 @@ The training reads these too, so nothing here imports the downloader or DuckDB.
 
 from __future__ import annotations
 
-import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.common.errors import UserError
-from filip.common.files import nothing_at, sha256_of
+from filip.common.files import json_record, sha256_of
 from filip.data.lists.parquet_rows import reading
 
 TAR_SHA256 = b"tar_sha256"  # key in the metadata of NNNNN.parquet for the hash of NNNNN.tar as it was written
@@ -58,14 +57,7 @@ def _entry(tar: Path, sidecar: Path, read_tar: bool) -> dict[str, Any]:
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
     """Read a manifest. Raises UserError naming the file when it is not one."""
-    try:
-        manifest: dict[str, Any] = json.loads(Path(path).read_text())
-        assert len(manifest["sha256"]) == 64
-        return manifest
-    except FileNotFoundError as error:
-        raise UserError(nothing_at(path, "`filip data manifest` writes a manifest")) from error
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{path} is not a data manifest") from error
+    return json_record(path, "a data manifest, as `filip data manifest` writes it", "sha256", "folders", "shards")
 
 
 def manifest_hash(path: str | Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.common.errors import UserError
 from filip.common.files import replacing
 from filip.data.lists.parquet_rows import reading, whole_file
 from filip.text.words import plain
@@ -42,7 +43,10 @@ def write_sidecar(path: Path, rows: Sequence[dict[str, Any]] | pa.Table) -> None
 
 
 def read_sidecar(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a side-car. Raises UserError if the file is incomplete."""
+    """Return the rows of a side-car. Raises UserError if the file is incomplete, or something else."""
     with reading(path):
-        rows: list[dict[str, Any]] = whole_file(path, SCHEMA.names).cast(SCHEMA).to_pylist()
+        table = whole_file(path, SCHEMA.names)
+    if table.column_names != SCHEMA.names:
+        raise UserError(f"{path} is no side-car of captions: give the folder that `filip data translate` filled")
+    rows: list[dict[str, Any]] = table.cast(SCHEMA).to_pylist()
     return rows

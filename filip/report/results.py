@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from filip.common.errors import UserError
+from filip.common.files import json_record
 from filip.eval.outcomes import Record, outcomes_file, read_outcomes
 from filip.report.table import Table
 
@@ -43,8 +43,7 @@ class Results:
 
     def funnel(self) -> list[dict[str, Any]]:
         """Read ``funnel.json``: how many pairs entered and left each stage, and how many were dropped and why."""
-        content = self._read(self.folder / "funnel.json")
-        return content if isinstance(content, list) else list((content or {}).get("stages", []))
+        return list((self._read(self.folder / "funnel.json") or {}).get("stages", []))
 
     def scenes(self) -> dict[str, Any] | None:
         """Read ``eval/scenes_compared.json``: scenes as models see them, with pictures (filip.eval.pictures.scenes)."""
@@ -79,12 +78,7 @@ class Results:
         return f"not run: no {Path(self.folder, *parts)}"
 
     def _read(self, file: Path) -> Any:
-        if not file.is_file():
-            return None
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file} is not valid JSON ({error}); delete it and run its rule again") from error
+        return json_record(file, "a result: delete it and run its rule again") if file.is_file() else None
 
 
 def _join(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
-from filip.common.files import nothing_at
+from filip.common.files import json_record, nothing_at
 from filip.common.table_writer import Grid, Head, Line, render, words
 from filip.report.own_pictures import OwnPictures
 from filip.report.results import Results
@@ -36,7 +35,7 @@ def main(config: Show) -> None:
         raise UserError(nothing_at(place, "give the results of a study, e.g. results/demo"))
     if not file.is_file():
         raise UserError(f"no summary at {file}; `make demo` (or snakemake for another study) writes it")
-    summary = json.loads(file.read_text(encoding="utf-8"))
+    summary = json_record(file, "the summary of a study", "tables", "funnel")
     width = shutil.get_terminal_size((110, 40)).columns
     tables = {name: Table.from_json(table) for name, table in summary["tables"].items()}
     if config.table and config.table not in tables:

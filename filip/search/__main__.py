@@ -53,7 +53,6 @@ class Search:
         "where the index of a folder is kept (default: in the user's cache); an existing one keeps its fit",
         writes="store",
     )
-    update: bool = option(True, "look for pictures that are new, changed or gone since the last search")
     where: bool = option(True, "say where in each picture the words fit best, in its own pixels")
     show: bool = option(True, "write the hits as a page of pictures, and say where it is")
     json: bool = option(False, "print JSON")
@@ -100,6 +99,8 @@ def check_words(config: Search) -> None:
 
 def _opened(config: Search) -> tuple[Index, Scorer]:
     """Open an index that was built before, and load its model."""
+    if config.index:
+        raise UserError(f"index={config.index} is for a folder of pictures; {config.images} is an index: leave it out")
     index = Index.open(config.images)
     about = index.about
     model = config.model or about.model
@@ -132,8 +133,6 @@ def _of_folder(config: Search) -> tuple[Index, Scorer]:
         stored = ("dtype", "tokens", "fit")
         build = replace(build, **{name: getattr(about, name) for name in stored})
     scorer = scorer_of(build)
-    if not config.update and (out / "about.json").is_file():
-        return Index.open(out), scorer
     try:
         up_to_date(build, scorer).close()
     except OtherIndexError:
@@ -151,8 +150,8 @@ def _check_made_as(config: Search, about: About) -> None:
     missing += ["fit=crop"] if config.fit == "crop" != about.fit else []
     if missing:
         raise UserError(
-            f"the index {config.index or config.images} was made without {' '.join(missing)} and keeps that: build "
-            "another one with it (`filip index build`)"
+            f"the index {config.index or config.images} was made without {' '.join(missing)}: to use that, build "
+            "another one (`filip index build`)"
         )
 
 
@@ -188,7 +187,7 @@ def _show(config: Search, index: Index, found: list[dict[str, Any]], nothing: st
     answer = {"text": config.text, "model": about.model, "images": len(index.paths), "nothing": nothing, "hits": found}
     if config.json:
         print(json.dumps(answer, ensure_ascii=False, indent=1))
-    elif config.paths:
+    elif found and config.paths:
         print("\n".join(hit["file"] for hit in found))
     elif found:
         print("rank   score  picture", file=sys.stderr)
@@ -211,7 +210,7 @@ def _show(config: Search, index: Index, found: list[dict[str, Any]], nothing: st
             f"filip index build … images=FOLDER out={index.folder}"
         )
     elif missing:
-        say(f"{missing} of these are no longer there: `filip index build` or a search with update=true forgets them")
+        say(f"{missing} of these are no longer there: `filip index build … out={index.folder}` forgets them")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from filip.study.study import Study, load_study
 
 # Kinds of needs, and the rules of the workflow that have them.
 KINDS = {
+    "trainings": (),  # the workflow composes them itself
     "lists": ("url_list", "ingest"),
     "download": ("download",),
     "engines": ("translate", "translate_part"),
@@ -93,6 +94,7 @@ def findings(study: Study, kinds: Collection[str] = tuple(KINDS)) -> list[Findin
         if not Path(study.data_dir, source, "manifest.json").exists()  # else its data are complete
     }
     looks = {
+        "trainings": lambda: _trainings(study),
         "lists": lambda: _lists(study, open_),
         "download": lambda: _download(study, open_),
         "engines": lambda: _engines(open_),
@@ -100,6 +102,14 @@ def findings(study: Study, kinds: Collection[str] = tuple(KINDS)) -> list[Findin
         "GPUs": lambda: _gpus(study),
     }
     return [finding for kind in kinds for finding in looks[kind]()]
+
+
+def _trainings(study: Study) -> Iterator[Finding]:
+    for name in (*study.trained, *study.efficiency):
+        try:
+            study.resolved(name)
+        except UserError as error:
+            yield Finding("trainings", f"{name}: {error}")
 
 
 def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:

@@ -56,7 +56,7 @@ class Efficiency:
     gathered: int | None = option(
         None, "texts that a rank's pairs are scored against; null = those of all ranks", at_least=1
     )
-    steps: int = option(7, "timed steps of each row", at_least=1)
+    steps: int = option(7, "timed steps of each row", at_least=2)
     warmup: int = option(1, "steps of each row before, which are not timed", at_least=0)
     seed: int = option(0, "seed of the weights, the data and the order of the rows", at_least=0)
 
@@ -104,6 +104,11 @@ class Step:
         self.row, self.ranks = row, ranks
         self.batching = resolve_batching(row, ranks.world_size)
         self.gathered = config.gathered or self.batching.global_batch
+        if config.gathered and config.gathered <= self.batching.global_batch:
+            raise UserError(
+                f"gathered={config.gathered}: a row's pairs are scored against the {self.batching.global_batch} texts "
+                "of its ranks anyway; give more, or leave it out"
+            )
         torch.manual_seed(config.seed)
         model = build_model(row.model)
         adapt(model, row.warm_start)
@@ -118,7 +123,7 @@ class Step:
             batch |= {"further_ids": batch["ids"], "further_lengths": batch["lengths"]}
         self.batch = to_device(batch, ranks.device, torch.float16 if self.engine.is_fp16 else None)
         self.score: Callable[[Encoded], Tensor] = lambda encoded: self.loss(encoded, self.batch["group"]).loss
-        if self.gathered > self.batching.global_batch:
+        if config.gathered:
             self.score = self._many_texts
         self.seconds: list[float] = []
         self.memory: list[float] = []

@@ -14,7 +14,7 @@ from typing import Any
 
 from filip.cli.command import MISSING, option, run_command
 from filip.common.errors import UserError
-from filip.common.files import replacing
+from filip.common.files import json_record, replacing
 from filip.common.progress import say
 from filip.train.telemetry import score_on
 
@@ -31,9 +31,8 @@ class Search:
 
 def main(config: Search) -> None:
     """Write the values with the highest mean score over the seeds of the search."""
-    by_values = scores(
-        [json.loads(Path(file).read_text(encoding="utf-8")) for file in config.trials], config.settings, config.card
-    )
+    trials = [json_record(file, "the result of a training", "config", "evaluated") for file in config.trials]
+    by_values = scores(trials, config.settings, config.card)
     best = best_values(by_values, config.card)
     for values, by_seed in by_values.items():
         say(f"{_shown(config.settings, values)}: {100 * fmean(by_seed.values()):.1f} %{' <-' * (values == best)}")
@@ -48,8 +47,8 @@ def scores(trials: Iterable[Mapping[str, Any]], settings: list[str], card: str) 
     """
     by_values: dict[Values, dict[int, float]] = {}
     for trial in trials:
-        values = tuple(_value(trial["config"], setting) for setting in settings)
-        by_values.setdefault(values, {})[trial["config"]["seed"]] = score_on(card, trial["evaluated"])
+        *values, seed = (_value(trial["config"], setting) for setting in (*settings, "seed"))
+        by_values.setdefault(tuple(values), {})[seed] = score_on(card, trial["evaluated"])
     return by_values
 
 
@@ -66,6 +65,8 @@ def best_values(by_values: Mapping[Values, Mapping[int, float]], card: str) -> V
 
 def _value(config: Any, setting: str) -> Any:
     for key in setting.split("."):
+        if not isinstance(config, Mapping) or key not in config:
+            raise UserError(f"settings: the config of a trial has no {setting}; give its name, e.g. optimizer.base_lr")
         config = config[key]
     return config
 

@@ -105,6 +105,10 @@ def planned_steps(config: Plan, batch: Batching) -> int | None:
     if config.epochs is not None:
         if config.pairs is None:
             return None
+        if config.pairs < batch.pairs_per_step:
+            raise UserError(
+                f"pairs={config.pairs:g} are fewer than the {batch.pairs_per_step} of a step: train on more"
+            )
         limits.append(int(config.epochs * (int(config.pairs) // batch.pairs_per_step)))
     return min(limits)
 

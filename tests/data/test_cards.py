@@ -49,5 +49,5 @@ def test_card_by_name_by_path_and_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"repeats a part by \*NAME"):
         load_source(mine)
     mine.write_text("- a\n- b\n")
-    with pytest.raises(UserError, match="mapping"):
+    with pytest.raises(UserError, match="maps keys"):
         load_source(mine)

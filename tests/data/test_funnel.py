@@ -29,7 +29,7 @@ def test_counts_that_do_not_add_up_are_refused_when_written_and_when_read(tmp_pa
     path.write_text("{}")
     with pytest.raises(UserError, match=r"a\.json is not a funnel fragment"):
         read_fragment(path)
-    with pytest.raises(UserError, match=r"there is no file or folder .*this funnel fragment"):
+    with pytest.raises(UserError, match=r"there is no file or folder .*a funnel fragment"):
         read_fragment(tmp_path / "missing.json")
 
 

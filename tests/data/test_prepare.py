@@ -120,6 +120,8 @@ def test_yfcc_card_reads_the_published_file(tmp_path: Path) -> None:
     assert table["caption"].to_pylist() == ["The old bridge, at night. In  Venice \n100% café", "DSC_0001"]
     assert table["photo_id"].to_pylist() == ["photo_id0", "photo_id1"]
     assert funnel(tmp_path)["dropped"] == {"not_wanted": 1}
+    given = {"list": str(tmp_path / "yfcc100m_dataset.bz2"), "caption_column": "user_name", "shuffle": False}
+    assert run(tmp_path, "yfcc100m", **given)["caption"].to_pylist() == ["user_name0", "user_name1"]
 
     # OpenAI's subset: photographs by their identifiers, in another order, with one that is gone
     subset = tmp_path / "yfcc100m_subset_data.tsv.bz2"

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 from filip.common.errors import UserError
+from filip.common.files import write_json
 from filip.data.score import ANY_DISTANCE, SCORES, ScoreConfig, score
 from filip.data.shard_index import shard_images
 from filip.data.sidecar import SCHEMA, read_sidecar
@@ -140,9 +141,17 @@ def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
     from filip.models import build_model, load_preset, save_model
 
     pairs = write_pairs(tmp_path, [5, 4])
-    torch.manual_seed(0)
-    save_model(tmp_path / "m.safetensors", build_model(load_preset("tiny")), {})
-    scorer = load_scorer(str(tmp_path / "m.safetensors"))
+    run = tmp_path / "run"  # of a training that goes on: its weights change, not its name
+    config = ScoreConfig(
+        pairs.source.shards, str(pairs.source.captions), str(tmp_path / "scored"), model=str(run), processes=1
+    )
+    write_json(run / "config.json", {"run_dir": str(run), "out": "m.safetensors"})
+    write_json(run / "finished.json", {})
+    for seed in (1, 0):
+        torch.manual_seed(seed)
+        save_model(run / "finished/m.safetensors", build_model(load_preset("tiny")), {})
+        assert score(config)["kept"] == 9
+    scorer = load_scorer(str(run))
     expected = {}
     for shard in range(2):
         texts = {row["key"]: row["captions"][0] for row in read_sidecar(pairs.sidecar(shard))}
@@ -151,14 +160,6 @@ def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
             with torch.inference_mode():
                 both = scorer.similarity(scorer.encode_images(pixels), scorer.encode_texts([texts[key]]))
             expected[key] = float(both.i2t + both.t2i) / 2
-    config = ScoreConfig(
-        pairs.source.shards,
-        str(pairs.source.captions),
-        str(tmp_path / "scored"),
-        model=str(tmp_path / "m.safetensors"),
-        processes=1,
-    )
-    assert score(config)["kept"] == 9
     results = {key: row["similarity"] for key, row in scored(tmp_path / "scored").items()}
     assert results == pytest.approx(expected, abs=1e-5)
     limit = sorted(expected.values())[4] - 1e-5
@@ -171,11 +172,13 @@ def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
 
 def test_what_cannot_be_scored(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [2])
+    pq.write_table(pq.read_table(pairs.sidecar(0), columns=["key"]), tmp_path / "00000.parquet")
     base = {"shards": pairs.source.shards, "captions": str(pairs.source.captions)}
     for options, message in (
         ({"out": str(pairs.source.captions)}, "give another one"),
         ({"shards": str(tmp_path)}, r"no \*\.tar"),
-        ({"captions": str(tmp_path)}, "no side-car of shard 00000"),
+        ({"captions": pairs.source.shards}, "no side-car of shard 00000"),
+        ({"captions": str(tmp_path)}, "00000.parquet is no side-car"),
         ({"test_sets": ["cifar10"], "root": str(tmp_path)}, "cifar10"),
         ({"keep": ["similarty > 0.2"]}, "similarty.*There are the columns"),
     ):

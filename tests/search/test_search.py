@@ -54,7 +54,9 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(search, "place_of", lambda config, model: tmp_path / f"cache/{Path(model).stem}")
 
 
-def test_the_next_search_encodes_only_what_is_new(album: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_next_search_encodes_only_what_is_new(
+    album: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer = found(album, capsys, "a red dog", "count=24")
     scores = {Path(hit["file"]).name: hit["score"] for hit in answer["hits"]}
     assert len(scores) == answer["images"] == 24
@@ -72,9 +74,16 @@ def test_the_next_search_encodes_only_what_is_new(album: Path, capsys: pytest.Ca
     said = capsys.readouterr()
     assert "25 images; 1 encoded, 24 already there" in said.err
     assert len([line for line in said.out.splitlines() if " at " not in line]) == 10
-    page = Path(re.findall("open (.*hits.html)", said.err)[0]).read_text()
-    assert page.count("<image ") == 10 and page.count("<figcaption>") == 10
+    page = Path(re.findall("open (.*hits.html)", said.err)[0])
+    assert page.read_text().count("<image ") == page.read_text().count("<figcaption>") == 10
     (album / "photos" / "new.png").unlink()
+    of_index = [f"images={page.parent}", "paths=true", "device=cpu", "count=25"]
+    run_command(search.main, search.Search, argv=[*of_index, "text=a red dog"])
+    assert f"1 of these are no longer there: `filip index build … out={page.parent}`" in capsys.readouterr().err
+    monkeypatch.setattr(search, "rank", lambda index, scorer, query: [])
+    with pytest.raises(SystemExit, match="1"):
+        run_command(search.main, search.Search, argv=[*of_index, "text=a red dog"])
+    assert capsys.readouterr().out == "", "no empty line for xargs"
 
 
 def test_another_s_index_is_not_searched(album: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
 
+from filip.common.errors import UserError
 from filip.models import TextFeatures
 from filip.study import resolve
-from filip.study.efficiency import gathered_rows, gathered_texts, kept_tokens
+from filip.study.efficiency import Efficiency, Step, gathered_rows, gathered_texts, kept_tokens
 from late_interaction import late_interaction
 from tests.support.launched_ranks import Ranks
 
@@ -58,6 +60,12 @@ def test_a_quarter_of_the_tokens_is_scored_where_the_row_says_so() -> None:
     assert kept_image.shape == (5, 9, 8) and kept_text.lengths.sum() == len(kept_text.tokens) < len(texts().tokens)
     whole = resolve("experiment=demo_efficiency")
     assert kept_tokens(whole, image, texts())[0] is image
+
+
+def test_fewer_texts_than_are_there_are_refused() -> None:
+    row, ranks = resolve("experiment=demo_efficiency"), SimpleNamespace(world_size=2)
+    with pytest.raises(UserError, match=r"gathered=64: .* the 64 texts"):
+        Step(row, Efficiency("s", "o", gathered=64), ranks)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -99,6 +99,7 @@ def test_what_a_study_lacks_is_named_before_its_first_job(
     (tmp_path / "data/mine.yaml").write_text("name: mine\nlist: pairs.csv\nobtain: Ask for it.\n")
     study = yaml.safe_load((ROOT / "workflow/config/base.yaml").read_text())
     study |= {"sources": ["mine", "cc3m"], "data_dir": "datasets"}
+    study["runs"]["wide"] = {"label": "Wide", "overrides": ["model.widht=3"]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))  # without Slurm, wherever this runs
@@ -112,7 +113,7 @@ def test_what_a_study_lacks_is_named_before_its_first_job(
         "mine, captions through 'de': the engine marian needs its weights",
         "cc3m, captions through 'ru': no folder models/opus-mt/en-ru and none models/opus-mt/ru-en",
         "14 of 14 are not below results/benchmarks: cifar10 (wds_vtab-cifar10)",
-        "there is no sbatch here",
+        "there is no sbatch here", "trainings ! wide: study config, training overrides: there is no option 'widht'",
     ):  # fmt: skip
         assert words in page, words
 
@@ -193,5 +194,9 @@ def test_the_values_with_the_highest_mean_over_the_seeds_are_chosen(tmp_path: Pa
     arguments = ["card=scenes", "settings=[optimizer.base_lr]", f"trials=[{','.join(trials)}]", f"out={out}"]
     run_command(main, Search, argv=arguments)
     assert out.read_text() == "optimizer.base_lr=0.004\n"
-    with pytest.raises(UserError, match="have no score on nowhere"):
-        main(Search("nowhere", ["optimizer.base_lr"], trials, str(out)))
+    for card, setting, why in (
+        ("nowhere", "base_lr", "have no score on nowhere"),
+        ("scenes", "lr", r"no optimizer\.lr"),
+    ):
+        with pytest.raises(UserError, match=why):
+            main(Search(card, [f"optimizer.{setting}"], trials, str(out)))
