@@ -199,7 +199,7 @@ def test_a_library_scores_by_the_engine_after_one_line(package: str) -> None:
 def test_what_does_not_fit_is_named() -> None:
     query, document, *_ = batch(None)
     for queries, documents in ((query, document[..., :8]), (query, document[:1]), (query[:4], document[:2])):
-        with pytest.raises(ValueError, match="embedding space|documents of 1 queries|documents of 2 queries"):
+        with pytest.raises(ValueError, match=r"embedding space|documents of [12] queries"):
             adapters.colbert_kd_scores(queries, documents)
     with pytest.raises(ImportError, match="textwrap has no colbert_scores: this version of late-interaction knows"):
         adapters._replace("textwrap", colbert_scores=colbert_scores)
