@@ -6,7 +6,7 @@ order, so that a loader may use any number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,6 +66,7 @@ class EvalSet(Dataset[Sample]):
     """A test set: ``classes`` (raw names; position = label; None for retrieval), ``len``, indexing."""
 
     classes: list[str] | None = None
+    others: Collection[str] = ()  # splits that it has beside the one that was opened
 
     def __len__(self) -> int:
         raise NotImplementedError

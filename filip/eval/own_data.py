@@ -79,7 +79,7 @@ def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
         if kind == "retrieval":
             cards.append(_card(place, "captions", kind, "", named))
         else:
-            cards.append(_card(parts[0], "records", kind, "test", named, of=place))
+            cards.append(_card(parts[0], "records", kind, "", named, of=place))
     return cards
 
 

@@ -86,9 +86,10 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def with_files(arguments: Sequence[str]) -> list[str]:
-    """Return ``a.json b.json form=csv`` as ``results=[a.json,b.json] form=csv``."""
-    plain = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
-    return [*([f"results=[{','.join(plain)}]"] if plain else []), *(a for a in arguments if a not in plain)]
+    """Return ``results=[a.json] b.json form=csv`` as ``results=[a.json,b.json] form=csv``."""
+    others = [a for a in arguments if a.startswith("-") or ("=" in a and not a.startswith("results="))]
+    files = [a.removeprefix("results=").strip("[]") for a in arguments if a not in others]
+    return [*([f"results=[{','.join(filter(None, files))}]"] if files else []), *others]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from late_interaction.backends import SmoothMaximum
 from late_interaction.operator import late_interaction
-from late_interaction.pairs import rows_of, score_pairs
+from late_interaction.pairs import late_interaction_pairs
 
 EMPTY_DOCUMENT_SCORE = -1e9  # as in sentence-transformers: below every score that a document can have
 
@@ -49,7 +49,8 @@ def colbert_scores(
 
     Returns [queries, documents], for groups [queries, groups * N] with document k of group j in column j * N + k;
     float32 (float64 for float64 tokens). Gradients arrive in the dtype of the tokens.
-    Padding takes part in nothing. A document without a token scores -1e9, as in sentence-transformers.
+    Padding takes part in nothing. A document without a token scores -1e9 before the division, as in
+    sentence-transformers.
     Raises ValueError for shapes that do not match.
     """
     queries_mask, counts, _ = _usable(_mask(queries_embeddings, queries_mask, "queries_mask"))
@@ -82,9 +83,10 @@ def colbert_kd_scores(
     queries_mask, counts, _ = _usable(_mask(queries_embeddings, queries_mask, "queries_mask"))
     documents_mask, _, empty = _usable(_mask(documents_embeddings, documents_mask, "documents_mask").flatten(0, 1))
     own = torch.arange(len(documents_mask)).view(documents_embeddings.shape[:2])
-    queries = rows_of(queries_embeddings, queries_mask)
-    documents = rows_of(documents_embeddings.flatten(0, 1), documents_mask)
-    means = score_pairs(queries, documents, own // own.shape[1], own).i2t
+    if len(own) != len(counts):
+        raise ValueError(f"{len(counts)} queries, but documents of {len(own)} queries: give each query its own")
+    sides = queries_embeddings, documents_embeddings.flatten(0, 1), documents_mask
+    means = late_interaction_pairs(*sides, own // own.shape[1], own, image_mask=queries_mask).i2t
     return _sums(means, counts, empty.view(means.shape), length_normalize)
 
 

@@ -64,6 +64,9 @@ class LateInteractionLoss(nn.Module):
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.largest_scale))
         text_mask = text_lengths if text_lengths.dtype == torch.bool else None
+        if text_tokens.dim() == 3 and text_lengths.shape == text_tokens.shape[:1]:  # packing's would break a graph
+            places = torch.arange(text_tokens.shape[1], device=text_tokens.device)
+            text_mask = places < text_lengths.to(text_tokens.device)[:, None]
         image_tokens, text_tokens = self._unit(image_tokens, image_mask), self._unit(text_tokens, text_mask)
         similarity, counts = score_ranks(image_tokens, text_tokens, text_lengths, self.options, image_mask)
         offset, all_ids = sum(counts[: group_rank(self.options.group)]), None

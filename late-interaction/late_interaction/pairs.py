@@ -58,19 +58,9 @@ def late_interaction_pairs(
     mask = text_mask(text_tokens, text_lengths) if padded else None
     rows = text_tokens.flatten(0, 1) if padded else text_tokens
     check_tokens(image_tokens, rows, torch.tensor([len(rows)]) if padded else text_lengths)
-    of_texts = rows_of(text_tokens, mask) if padded else (rows, bounds_of(text_lengths.cpu()))
     _check_indices(len(image_tokens), len(text_lengths), images, texts)
-    return score_pairs(rows_of(image_tokens, image_mask), of_texts, images, texts, backend, maximum)
-
-
-Rows = tuple[Tensor, Tensor]  # tokens [rows, d], and the first row of each item and the one after its last [items, 2]
-
-
-def score_pairs(
-    of_images: Rows, of_texts: Rows, images: Tensor, texts: Tensor, backend: str | Backend = "auto", maximum: Any = None
-) -> Similarity:
-    """Compute :func:`late_interaction_pairs` of what was checked."""
-    (image, image_rows), (text, text_rows) = of_images, of_texts
+    image, image_rows = _rows_of(image_tokens, image_mask)
+    text, text_rows = _rows_of(text_tokens, mask) if padded else (rows, _bounds_of(text_lengths.cpu()))
     dtype, needed = torch.promote_types(image.dtype, text.dtype), wants_gradient(image, text)
     pairs = images.flatten().cpu(), texts.flatten().cpu()
     n1, n2 = (rows.diff()[of, 0] for rows, of in zip((image_rows, text_rows), pairs, strict=True))
@@ -81,8 +71,8 @@ def score_pairs(
     return Similarity(i2t.view(images.shape), t2i.view(images.shape))
 
 
-def rows_of(padded: Tensor, mask: Tensor | None) -> Rows:
-    """Return the rows of ``padded`` [items, n, d] where they are; those of a mask with holes are copied."""
+def _rows_of(padded: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return tokens [rows, d] of ``padded`` [items, n, d], and their bounds; those of a mask with holes are copied."""
     items, longest = padded.shape[:2]
     start = torch.arange(items) * longest
     if mask is None:
@@ -92,11 +82,11 @@ def rows_of(padded: Tensor, mask: Tensor | None) -> Rows:
     first, last = of_items.argmax(dim=1), longest - of_items.flip(1).argmax(dim=1)
     if torch.equal(last - first, counts):
         return padded.flatten(0, 1), torch.stack([start + first, start + last], 1)
-    return padded[mask], bounds_of(counts)
+    return padded[mask], _bounds_of(counts)
 
 
-def bounds_of(lengths: Tensor) -> Tensor:
-    """Return the first and the last row [items, 2] of items that follow one another."""
+def _bounds_of(lengths: Tensor) -> Tensor:
+    """Return the first row and the one after the last [items, 2] of items that follow one another."""
     ends = lengths.cumsum(0)
     return torch.stack([ends - lengths, ends], 1)
 
@@ -194,10 +184,10 @@ def _backward(
 
 
 def _check_indices(image_count: int, text_count: int, images: Tensor, texts: Tensor) -> None:
-    if images.shape != texts.shape or images.numel() == 0:
+    if images.shape != texts.shape or images.numel() == 0 or {images.dtype, texts.dtype} != {torch.int64}:
         raise ValueError(
-            f"images and texts must have one shape with at least one pair, "
-            f"got {list(images.shape)} and {list(texts.shape)}"
+            f"images and texts must be int64 of one shape with at least one pair, "
+            f"got {images.dtype} {list(images.shape)} and {texts.dtype} {list(texts.shape)}"
         )
     for name, indices, count in (("images", images, image_count), ("texts", texts, text_count)):
         low, high = int(indices.min()), int(indices.max())

@@ -47,8 +47,9 @@ def text_scores(
             f"words {list(words.shape)}, tokens {list(tokens.shape)}, sum of lengths {int(lengths.sum())}: "
             "words and tokens need one width, and the lengths all tokens"
         )
-    if (tokens.dtype == torch.int8) != (scales is not None) or (scales is not None and len(scales) != len(tokens)):
-        raise ValueError("int8 tokens need one float32 scale each, other tokens none")
+    given = None if scales is None else (scales.dtype, scales.shape, scales.device)
+    if given != ((torch.float32, tokens.shape[:1], tokens.device) if tokens.dtype == torch.int8 else None):
+        raise ValueError(f"int8 tokens need one float32 scale each, other tokens none; got {tokens.dtype} and {given}")
     if not (len(words) and len(lengths) and lengths.min() > 0):
         raise ValueError("a text without words, or an item without tokens, has no score")
     if tokens.is_cpu:

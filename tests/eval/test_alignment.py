@@ -97,7 +97,8 @@ def test_models_are_drawn_side_by_side(tmp_path):
     picture = tmp_path / "side.png"
     argv = [f"model={models[0]}", f"others={models[1]}", f"root={tmp_path / 'data'}", f"out={picture}"]
     argv += [f"data={EVAL / 'demo_fluent.yaml'}", f"prompts={EVAL / 'prompts.yaml'}", "examples=2"]
-    with pytest.raises(SystemExit):
-        draw("alignment", *argv, "labels=[CLIP]")
+    for wrong in ("labels=[CLIP]", "labels=[CLIP,CLIP]", f"others={models[0]}"):
+        with pytest.raises(SystemExit):
+            draw("alignment", *argv, wrong)
     draw("alignment", *argv, "labels=[CLIP,FILIP]", "columns=5")
     assert Image.open(picture).width == 4 * 320 + 5 * 26  # two comparisons in a row

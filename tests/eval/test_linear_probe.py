@@ -9,12 +9,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
 
-from filip.common.errors import UserError
+from filip.eval.benchmark import BenchmarkCard, BenchmarkLayout
 from filip.eval.encode_set import Context
 from filip.eval.encoders import load_encoder
 from filip.eval.formats.webdataset import WebdatasetFolder
+from filip.eval.own_data import cards_of
 from filip.eval.protocols.linear_probe import SWEEP, LinearProbeSettings, _fit, log_probabilities
 from filip.eval.protocols.linear_probe import run as probe
+from tests.eval.benchmark_files import save
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
 
 EVAL = Path(__file__).parents[2] / "eval"
@@ -87,11 +89,25 @@ def test_a_class_that_was_not_seen_has_no_probability(classes: int) -> None:
     assert bool((result[:, 1] == -torch.inf).all())
 
 
-def test_one_image_per_class_cannot_be_probed(tmp_path):
-    model = write_model(tmp_path / "m.safetensors")
-    write_webdataset(tmp_path / "demo_food", NAMES, [0, 1, 2])
-    from filip.eval.cards import load_card
+@pytest.mark.parametrize(("given", "tested"), [("split", 6), ("remark", 18), ("folder", 18)])
+def test_no_image_is_trained_and_tested_on(tmp_path: Path, given: str, tested: int) -> None:
+    """A table without a column `split`, and a folder of classes alone, have nothing to train on."""
+    rows = [f"image,label,{given}"]
+    for n in range(18):
+        save(tmp_path / "ab"[n % 2] / f"{n}.png", n)
+        rows.append(f"{'ab'[n % 2]}/{n}.png,{'ab'[n % 2]},{'train' if n < 12 else 'validation'}")
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    card = BenchmarkCard("mine", "mine", "classification", "top1", BenchmarkLayout("imagefolder", "", "test"))
+    if given != "folder":
+        (card,) = cards_of(str(tmp_path / "rows.csv"))
+    encoder = load_encoder(write_model(tmp_path / "m.safetensors"))
+    result = probe(encoder, card, LinearProbeSettings(1.0), Context(str(tmp_path)), {})
+    protocol = "trained on 12 images of the training" if tested < 18 else "5-fold cross-validation of the test"
+    assert result["n"] == tested and protocol in result["protocol"]
 
-    settings, context = LinearProbeSettings(), Context(str(tmp_path))
-    with pytest.raises(UserError, match="at least two images of every class"):
-        probe(load_encoder(model), load_card(EVAL / "demo_food.yaml"), settings, context, {})
+
+def test_one_image_per_class_cannot_be_probed(tmp_path, capsys):
+    write_webdataset(tmp_path / "demo_food", NAMES, [0, 1, 2])
+    with pytest.raises(SystemExit):
+        run(tmp_path, write_model(tmp_path / "m.safetensors"))
+    assert "at least two images of every class" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_one_command_measures_all_that_fits_and_prints_one_table(
     evaluated(f"model={other}", f"data={tmp_path / 'pictures'}", "protocols=[zero_shot,linear_probe]")
     assert "linear probe" in capsys.readouterr().out
     files = [str(p) for p in (tmp_path / "results").rglob("*.json")]
-    run_command(table, TableOptions, argv=with_files([*files, "form=markdown"]))
+    run_command(table, TableOptions, argv=with_files([f"results=[{files[0]}]", *files[1:], "form=markdown"]))
     merged = capsys.readouterr().out.splitlines()
     assert merged[0].count("|") == 7 and merged[1].startswith("| --- | --- | ---:")
     assert any("prompts one {c}." in line and "pooled" in line for line in merged)  # evaluated differently

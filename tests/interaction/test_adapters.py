@@ -196,6 +196,10 @@ def test_a_library_scores_by_the_engine_after_one_line(package: str) -> None:
     run_well("-c", _DOORS, f"patch_{package}", *scorers)
 
 
-def test_a_version_without_the_place_is_named() -> None:
+def test_what_does_not_fit_is_named() -> None:
+    query, document, *_ = batch(None)
+    for queries, documents in ((query, document[..., :8]), (query, document[:1]), (query[:4], document[:2])):
+        with pytest.raises(ValueError, match=r"embedding space|documents of [12] queries"):
+            adapters.colbert_kd_scores(queries, documents)
     with pytest.raises(ImportError, match="textwrap has no colbert_scores: this version of late-interaction knows"):
         adapters._replace("textwrap", colbert_scores=colbert_scores)

@@ -118,7 +118,8 @@ def test_negatives_are_further_columns_of_their_own_image(ids: torch.Tensor | No
     assert negatives.grad is not None and bool(negatives.grad[mask].any()) and not negatives.grad[~mask].any()
 
 
-def test_padding_that_is_nan_costs_the_module_nothing() -> None:
+@pytest.mark.parametrize("lengths", [False, True])
+def test_padding_that_is_nan_costs_the_module_nothing(lengths: bool) -> None:
     image, text = unit(3, 5, 16), unit(3, 4, 16, seed=1)
     masks = torch.arange(5) < torch.tensor([[5], [2], [3]]), torch.arange(4) < torch.tensor([[1], [4], [2]])
     results = []
@@ -127,6 +128,7 @@ def test_padding_that_is_nan_costs_the_module_nothing() -> None:
             side.masked_fill(~mask[..., None], filling).requires_grad_()
             for side, mask in zip((image, text), masks, strict=True)
         ]
-        loss = LateInteractionLoss()(*sides, masks[1], image_mask=masks[0]).loss
+        of_texts = masks[1].sum(1) if lengths else masks[1]
+        loss = LateInteractionLoss()(*sides, of_texts, image_mask=masks[0]).loss
         results.append([loss, *torch.autograd.grad(loss, sides)])
     assert all(map(torch.equal, *results)) and not results[0][1][~masks[0]].any()

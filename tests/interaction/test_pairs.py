@@ -111,7 +111,10 @@ def test_of_equal_maxima_the_first_takes_the_gradient() -> None:
     torch.testing.assert_close(both[0], both[1])
 
 
-def test_cumulative_lengths_are_recognised() -> None:
+@pytest.mark.parametrize("texts", [[0, 2], [0], torch.tensor([0, 1], dtype=torch.int32)])
+def test_what_does_not_fit_is_refused_in_words(texts: list[int] | torch.Tensor) -> None:
     problem = random_problem(2, 3, [2, 4], 8)
+    with pytest.raises(ValueError, match=r"from 0 to 2, but there are 2 texts|\[1\]|and torch.int32 \[2\]"):
+        late_interaction_pairs(*problem, torch.arange(2), torch.as_tensor(texts))
     with pytest.raises(ValueError, match=r"\[0, 2, 6\] looks like .* pass cu_seqlens.diff\(\)"):
         late_interaction(*problem[:2], torch.tensor([0, 2, 6]))

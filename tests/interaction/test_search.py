@@ -85,7 +85,8 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
     words, tokens = torch.ones(2, 8), torch.ones(3, 4, 8, dtype=torch.int8)
     with pytest.raises(ValueError, match=r"words \[2, 4\], tokens \[12, 8\].* need one width"):
         text_scores(words[:, :4], tokens, torch.ones(3, 4))
-    with pytest.raises(ValueError, match="one float32 scale each"):
-        text_scores(words, tokens)
+    for scales in (None, torch.ones(3, 4).half(), torch.ones(3, 3)):
+        with pytest.raises(ValueError, match="one float32 scale each"):
+            text_scores(words, tokens, scales)
     with pytest.raises(ValueError, match="without tokens"):
         text_scores(words, tokens[0].float(), lengths=torch.tensor([4, 0]))

@@ -24,7 +24,8 @@ class ImageFolder(EvalSet):
     """
 
     def __init__(self, folder: Path, split: str):
-        folder = folder / split if (folder / split).is_dir() else folder
+        if (folder / split).is_dir():
+            self.others, folder = {entry.name for entry in folder.iterdir()} - {split}, folder / split
         if not folder.is_dir():
             raise UserError(f"no data set at {folder}")
         files = {entry.name: images_below(entry) for entry in sorted(folder.iterdir()) if entry.is_dir()}

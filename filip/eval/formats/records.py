@@ -4,8 +4,8 @@
       records: {path: sugar_crepe, split: test, annotations: data/add_att.json, images: val2017, image: filename,
                 positive: caption, negative: negative_caption}
 
-The table may be JSON, JSON lines, CSV, TSV or Parquet. :mod:`filip.eval.formats.captions` reads images with captions.
-Options:
+The table may be JSON, JSON lines, CSV, TSV or Parquet; its column ``split``, if it has one, says which rows are read.
+:mod:`filip.eval.formats.captions` reads images with captions. Options:
 
     annotations       the table below ``path``; left out: ``path`` is the table itself
     images            folder of the images below ``path``; left out: the table's folder
@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,9 @@ from filip.common.text_files import read_file
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.images.rgb import FORMATS, to_rgb, upright, upright_box
-from filip.sets.columns import LABEL_COLUMNS, image_column, one_line, texts
+from filip.sets.columns import LABEL_COLUMNS, image_column, one_line, split_in, texts
 from filip.sets.image_set import Account
-from filip.sets.layout import Reading, inside
+from filip.sets.layout import FOR_EVALUATION, SPLITS, Reading, inside, other_split
 from filip.sets.table import file_named
 from filip.sets.tables import Broken, read_table
 
@@ -53,7 +55,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
         raise UserError(f"card {card.name}: images with captions are read by the layout `captions`; write that one")
     if unknown := sorted(set(options) - set(KEYS)):
         raise UserError(f"card {card.name}: layouts.records has no option {unknown[0]!r}; it has {', '.join(KEYS)}")
-    return RecordSet(Path(root) / card.path, card.kind, options)
+    return RecordSet(Path(root) / card.path, card.kind, options, card.split)
 
 
 class Records:
@@ -100,31 +102,39 @@ class Records:
 class RecordSet(EvalSet):
     """A set in a table, a sample for each row; a line on stderr names the rows that are left out, and why.
 
-    place: the table, or the folder of ``annotations``; kind: the card's kind; options: see the module.
+    place: the table, or the folder of ``annotations``; kind: the card's kind; options: see the module; split: "" =
+    test, else validation, else the first.
     """
 
-    def __init__(self, place: Path, kind: str, options: dict[str, Any]):
+    def __init__(self, place: Path, kind: str, options: dict[str, Any], split: str = ""):
         self.options, self.kind, self.classes = options, kind, None
         table = place / options["annotations"] if "annotations" in options else place
         self.rows = Records(table)
         self.root = os.path.abspath((place if place.is_dir() else place.parent) / options.get("images", ""))
-        self.reading = Reading(table, image_column=options.get("image"))
+        self.reading = Reading(table, image_column=options.get("image"), prefer=FOR_EVALUATION)
         self.image = image_column(self.rows.columns, self.reading, table)
         self._check_columns(table)
-        account = self.rows.account
-        self.numbers = []
+        account, splits = self.rows.account, dict[int, str | None]()
         for number in range(len(self.rows)):
             row = self.rows[number]
             if (problem := self._problem(row)) is None:
-                self.numbers.append(number)
+                splits[number] = split_in(row)
             else:
                 account.add(self._name(row, number), problem)
-        if not self.numbers:
+        if not splits:
             raise UserError(f"no row of {table} can be used: {account.line()}")
+        there = Counter(splits.values())
+        reading = replace(self.reading, there=there, split=(split or None) if any(there) else None)
+        taken = reading.splits_taken() or there
+        self.others = {SPLITS.get(other.lower(), other) for other in there if other and other not in taken}
+        self.numbers = [number for number, own in splits.items() if own in taken]
+        for number, own in splits.items():
+            if own not in taken:
+                account.add(self._name(self.rows[number], number), other_split(own))
         if left := account.line():
             say(f"{table}: {len(self.numbers):,} rows; left out: {left}")
-        if kind == "classification":
-            self.classes = sorted({str(self.rows[number][self.label]) for number in self.numbers})
+        if kind == "classification":  # of all splits, so that each numbers them alike
+            self.classes = sorted({str(self.rows[number][self.label]) for number in splits})
             self.number = {name: number for number, name in enumerate(self.classes)}
 
     def _check_columns(self, table: Path) -> None:

@@ -133,8 +133,8 @@ class WebdatasetFolder(EvalSet):
 
     def _find_shards(self, split: str) -> list[Path]:
         count = self.folder / split / "nshards.txt"
+        self.others = splits = sorted({p.parent.name for p in self.folder.glob("*/nshards.txt")} - {split})
         if not count.is_file():
-            splits = sorted(p.parent.name for p in self.folder.glob("*/nshards.txt"))
             raise UserError(
                 f"no data set at {self.folder} (looked for {count}); "
                 + (f"its splits are {', '.join(splits)}" if splits else "see the card's homepage, or set root=")

@@ -45,9 +45,9 @@ class AlignmentSheet(PictureOptions, DataOptions, ModelOptions):
 def draw(config: AlignmentSheet) -> None:
     """Draw which word each image patch looks at."""
     models = [replace(config, model=model) for model in (config.model, *config.others)]
-    if config.labels and len(config.labels) != len(models):
-        raise UserError(f"{len(config.labels)} labels for {len(models)} models: give one each, or none")
     labels = config.labels or [model.run_name() for model in models]
+    if not len(models) == len(labels) == len(set(labels)):
+        raise UserError(f"{', '.join(labels)}: {len(models)} models need as many different names; give them by labels=")
     cards = config.cards()
     there, skipped = check_sets(cards, config.root, config.missing)
     cards = [card for card in cards if card.name in there]

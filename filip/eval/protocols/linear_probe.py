@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,7 +50,7 @@ def run(
     """Fit and test on one benchmark. Return its numbers for the result file, in the form of zero-shot's."""
     test = open_set(card, context.root)
     names = match_classes(card, test.classes or [])
-    training = training_card(card, context.root)
+    training = training_card(card, test)
     features, labels, keys, clusters = _features(encoder, context, test, card.name)
     if training is None:
         scores, protocol = _cross_validated(features, labels, len(names), settings)
@@ -68,14 +67,11 @@ def run(
     return {**result, "protocol": protocol, "split": card.split, "note": size_note(card, len(labels))}
 
 
-def training_card(card: BenchmarkCard, root: str | Path) -> BenchmarkCard | None:
-    """Return the card of the training split, or None if its copy on disk has none (``train_split`` may name it)."""
+def training_card(card: BenchmarkCard, test: EvalSet) -> BenchmarkCard | None:
+    """Return the card of the training split, or None if ``test`` has none beside it (``train_split`` may name it)."""
     split = str(card.layout.options.get("train_split", "train"))
-    if card.split == "all":
-        return None
-    if card.loader == "webdataset" and not (Path(root) / card.path / split / "nshards.txt").is_file():
-        return None
-    return dataclasses.replace(card, layout=dataclasses.replace(card.layout, split=split))
+    layout = dataclasses.replace(card.layout, split=split)
+    return dataclasses.replace(card, layout=layout) if split in test.others else None
 
 
 def _features(
