@@ -62,7 +62,8 @@ def read_fragment(path: str | Path) -> Fragment:
     """Read and check a fragment. Raises UserError naming the file if it is missing, not JSON, or does not add up."""
     names = ("stage", "source", "in", "out", "dropped")
     raw = json_record(path, "a funnel fragment, which a stage writes", *names)
-    fragment = Fragment(*(raw[name] for name in names), raw.get("unit", "pairs"), raw.get("notes", {}))
+    stage, source, n_in, n_out, dropped = (raw[name] for name in names)
+    fragment = Fragment(stage, source, n_in, n_out, dropped, raw.get("unit", "pairs"), raw.get("notes", {}))
     check_fragment(fragment, str(path))
     return fragment
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -68,8 +69,10 @@ def resolve_card(config: PrepareConfig) -> SourceCard:
     is_list = any(suffix in path.suffixes for suffix in SUFFIXES) or "*" in config.source
     card = SourceCard(path.name.split(".")[0], list=config.source) if is_list else load_source(config.source)
     names = ("list", "subset", "where", "url_column", "caption_column")
-    given = {name: value for name in names if (value := getattr(config, name))}
-    card = replace(card, **given, **({"caption_columns": []} if config.caption_column else {}))
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(config, name))}
+    if config.caption_column:
+        given["caption_columns"] = []
+    card = replace(card, **given)
     check_card(card)
     return card
 
