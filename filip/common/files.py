@@ -206,7 +206,7 @@ def json_record(path: str | Path, what: str, *keys: str) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(nothing_at(path, f"give {what}")) from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not {what}: {plain(error)}") from error
     lacking = [key for key in keys if key not in content] if isinstance(content, dict) else ["{"]
     if lacking:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from filip.report.differences import FEWEST
 from filip.report.table import Table
-from filip.report.tables.component_ablation import VARIANTS
+from filip.report.tables.table_4 import VARIANTS
 
 ALL_ROWS = ("component_ablation",)  # compare all rows with the first, however many there are
 FEW_ROWS = 3

@@ -6,7 +6,6 @@ finite.
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from torch.nn.utils import get_total_norm
 from filip import resources
 from filip.common import device
 from filip.common.errors import UserError
+from filip.common.files import json_record
 from filip.images.eval_transform import normalize_planes
 from filip.loading.augment_on_device import Crops, finish
 from filip.models import DualEncoder, Encoded
@@ -46,14 +46,7 @@ def settings_path(config: TrainConfig) -> Path:
 
 def read_settings(config: TrainConfig) -> dict[str, Any]:
     """Read a training's file of DeepSpeed settings unchanged. Raises UserError if it is no such file."""
-    path = settings_path(config)
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the DeepSpeed settings {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"the DeepSpeed settings {path} are not JSON: {error}") from error
-    return settings
+    return json_record(settings_path(config), "a file of DeepSpeed settings")
 
 
 def checked_settings(config: TrainConfig) -> dict[str, Any]:

@@ -185,10 +185,10 @@ def report(run: Run, read: list[float], due: bool) -> None:
     alerts = [(status.step, alert) for status in steps for alert in run.watchdog.observe(status)]
     for step, alert in alerts:
         run.telemetry.event(step, "watchdog", str(alert))
-    stop_if_not_finite(run, [alert for _, alert in alerts])
+    stop_on_nan(run, [alert for _, alert in alerts])
 
 
-def stop_if_not_finite(run: Run, alerts: list[Alert]) -> None:
+def stop_on_nan(run: Run, alerts: list[Alert]) -> None:
     """End the run with exit code 70 and the name of the last good checkpoint if its numbers stay NaN or infinite."""
     bad = next((alert for alert in alerts if alert.kind == "non-finite"), None)
     if bad is None:

@@ -2,7 +2,7 @@
 
 :class:`Watchdog` turns numbers into alerts with the steps they lasted, :func:`inspect` measures the embeddings of a
 batch, and :class:`StallAlarm` says where a rank hangs. Others act: on a NaN ``Engine.step`` leaves the step out, and
-``stop_if_not_finite`` (step.py) ends the run. docs/monitors.md shows each alert and its remedies.
+``stop_on_nan`` (step.py) ends the run. docs/monitors.md shows each alert and its remedies.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from filip.common.errors import UserError
 from filip.eval.outcomes import Record
 from filip.report.differences import FEWEST, Difference, Resampled, shared_columns
 from filip.report.table import PAIRED, TOO_FEW, Less, Row, Table
-from filip.report.tables.evaluations import Inputs
+from filip.report.tables.tables_1_to_3 import Inputs
 
 
 def compare_rows(table: Table, inputs: Inputs, protocols: Sequence[str], resamples: int) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from filip.report.table import Cell, Column, Row, Table, text_cell
-from filip.report.tables.evaluations import Inputs
+from filip.report.tables.tables_1_to_3 import Inputs
 
 VITS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 SIZES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from filip.report.table import Table
-from filip.report.tables.evaluations import Inputs, published_key, published_rows
+from filip.report.tables.tables_1_to_3 import Inputs, published_key, published_rows
 
 VARIANTS = "our own variants"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from filip.report.table import Cell, Column, Row, Table, published_cell, text_cell
-from filip.report.tables.evaluations import Inputs
+from filip.report.tables.tables_1_to_3 import Inputs
 
 # facts of a row's training, from its config
 FACTS = ("interaction", "embed_dim", "precision", "token_keep_ratio")
