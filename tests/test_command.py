@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
@@ -122,6 +123,7 @@ def test_values_that_are_set_on_composed_files_are_those_that_hydra_sets(given: 
     given = [*given, "run_dir=-", "out=-"]
     ours = compose_config(TrainConfig, given, "train")
     GlobalHydra.instance().clear()
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)  # other commands store theirs by that name
     with initialize_config_module("filip.conf", version_base="1.3"):
         composed = compose("train", overrides=given)
     hydras = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.to_container(composed))
