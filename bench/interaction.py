@@ -3,7 +3,7 @@
     python -m bench.interaction [--quick] [--shape 256x49 ...] [--isa NAME ...] [--only CONTENDER ...] [--seconds 120]
 
 Each instruction set has a process, in which PyTorch, oneDNN and the native kernels all stop at it; the contenders take
-turns, and one contender's processes run directly after one another. AMX's kernels take float32 in 16 bits there. Time
+turns, and one contender's processes run directly after one another. Time
 is CPU time, all cores together; a ratio is the median of the ratios within a round, so that other work on the machine
 strikes both sides of it. Threads that wait sleep (OMP_WAIT_POLICY=passive), because spinning would count as work.
 Captions have 20 tokens on average; d = 256. A shape is measured for so many seconds, and two rounds at least.
@@ -259,8 +259,6 @@ def seconds_of(step: Step) -> float:
 def answer(shape: tuple[int, ...]) -> None:
     """Print the CPU seconds of a step of each contender whose name comes on the standard input."""
     steps: dict[str, Step] = {}
-    if os.environ[native.ISA_VARIABLE] == "amx":
-        torch.set_float32_matmul_precision("high")
     for line in sys.stdin:
         name = line.strip()
         if name not in steps:

@@ -3,13 +3,12 @@
 Tokens are float32 or bfloat16; float16 ones are widened to float32 first, which is exact.
 
 The library is in the wheel, or is compiled on first use and cached per user, compiler and source text. It is plain C
-and fits every version of PyTorch, whose OpenMP runtime it uses. It holds a kernel for each instruction set: AMX,
-AVX-512 with and without products of bfloat16 pairs (which are twice as fast as float32's on AMD's Zen 4, and half as
-fast on Intel's Sapphire Rapids), AVX2 with FMA, and whatever the compiler's base target offers. Which of them runs
-depends on the CPU alone, so that a run has the same bits each time; ``LATE_INTERACTION_ISA`` names another (``isas()``
-lists those that run here). AMX multiplies float32 as the sum of two bfloat16, with 16 bits of each token, so it takes
-float32 only after ``torch.set_float32_matmul_precision("high")``. Threads are PyTorch's (``torch.set_num_threads``);
-the result is the same to the bit whatever their number.
+and fits every version of PyTorch, whose OpenMP runtime it uses. It holds a kernel for each instruction set: AVX-512
+with and without products of bfloat16 pairs (which are twice as fast as float32's on AMD's Zen 4, and half as fast on
+Intel's Sapphire Rapids), AVX2 with FMA, and whatever the compiler's base target offers. On CPUs with AMX, PyTorch's
+``brgemm`` multiplies bfloat16 tokens for them ("amx"). Which of them runs depends on the CPU and PyTorch alone, so that
+a run has the same bits each time; ``LATE_INTERACTION_ISA`` names another (``isas()`` lists those that run here).
+Threads are PyTorch's (``torch.set_num_threads``); the result is the same to the bit whatever their number.
 
 ``LATE_INTERACTION_CACHE`` moves the cache from ``$XDG_CACHE_HOME/late-interaction`` (``~/.cache/…``).
 """
@@ -20,6 +19,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -39,6 +39,8 @@ FEW_ROWS = 32  # of a query: two vectors of AVX-512
 _SMOOTH_RANGE = 75.0  # exp() of more, summed over a hundred thousand tokens, is beyond float32
 _LARGEST = torch.iinfo(torch.int16).max  # indices of the arg-max maps
 _Size = ctypes.c_int64
+# PyTorch's product of bfloat16, and what a thread calls after its last. Another signature would have another name.
+_BRGEMM = ("_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb", "_ZN2at6native7cpublas14brgemm_releaseEb")
 
 
 def unavailable_reason(image_tokens: Tensor | None = None, longest: int = 1) -> str:
@@ -62,7 +64,20 @@ def isas() -> list[str]:
     """Return the instruction sets with a kernel that this CPU can run, the fastest first."""
     library = _require_library()
     library.interaction_isas.restype = ctypes.c_char_p
-    return library.interaction_isas().decode().split()
+    names: list[str] = library.interaction_isas().decode().split()
+    return ["amx", *names] if "avx512_bf16" in names and _torch_multiplies(library) else names
+
+
+def _torch_multiplies(library: ctypes.CDLL) -> bool:
+    """Give ``library`` PyTorch's product by AMX; return whether this CPU and this build of PyTorch have it."""
+    if not getattr(torch.cpu, "_is_amx_tile_supported", bool)():
+        return False
+    try:
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        functions = [getattr(torch_cpu, name) for name in _BRGEMM]
+    except (OSError, AttributeError):
+        return False
+    return not library.interaction_use(*functions)
 
 
 def units() -> int:
@@ -71,18 +86,14 @@ def units() -> int:
 
 
 def isa_for(tokens: Tensor) -> str:
-    """Return the instruction set that takes these tokens: the first of :func:`isas`, or LATE_INTERACTION_ISA.
+    """Return the instruction set that takes these tokens: LATE_INTERACTION_ISA, or the first of :func:`isas`.
 
-    AMX takes float32 in 16 bits, so only where a precision below "highest" is set.
+    AMX takes bfloat16 alone.
     """
-    named, names = os.environ.get(ISA_VARIABLE), isas()
-    try:
-        exact = tokens.dtype != torch.bfloat16 and torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # a precision was set for one of PyTorch's backends, which is none of ours
-        exact = tokens.dtype != torch.bfloat16
-    if named and not (named == "amx" and exact):
+    named, names, pairs = os.environ.get(ISA_VARIABLE), isas(), tokens.dtype == torch.bfloat16
+    if named and (named != "amx" or pairs):
         return named
-    return next(isa for isa in names if not (isa == "amx" and exact))
+    return next(isa for isa in names if isa != "amx" or pairs)
 
 
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:

@@ -81,10 +81,7 @@ def test_autocast_rounds_nothing(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("setting", ["high", "medium"])
 def test_float32_is_multiplied_as_such_always(backend: str, setting: str) -> None:
-    """PyTorch may round factors to TF32 or bfloat16 if asked to; nearly equal tokens would lose their winners.
-
-    Only AMX's tiles take it as leave to multiply float32 in 16 bits of each token.
-    """
+    """PyTorch may round factors to TF32 or bfloat16 if asked to; nearly equal tokens would lose their winners."""
     if backend == "reference":
         pytest.skip("plain PyTorch, as the user has set it")
     problem = random_problem(6, 9, [4, 7, 2], 32)
@@ -96,8 +93,7 @@ def test_float32_is_multiplied_as_such_always(backend: str, setting: str) -> Non
         assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision(before)
-    bound = 2e-5 if backend == "native" and "amx" in native.isas() else 0
-    torch.testing.assert_close(result, plain, rtol=0, atol=bound)
+    torch.testing.assert_close(result, plain, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("backend", ["reference", "tiled", "auto"])

@@ -92,19 +92,14 @@ def test_values_winners_and_gradients(isa: str, name: str, dtype: torch.dtype) -
     result = solve(problem, "native")
     assert result.i2t.dtype == torch.float32 and result.grad_text.dtype == dtype
     maps = native.forward(problem.tokens())[1]
-    assert max(float(side.max()) for sides in shortfalls(problem, maps) for side in sides) <= bits_of(isa, dtype) * 5e-7
+    assert max(float(side.max()) for sides in shortfalls(problem, maps) for side in sides) <= 5e-7
     routed = by_winners(problem, maps)
     expected = expected._replace(grad_image=routed.grad_image, grad_text=routed.grad_text)
-    assert_close(result, expected, bits_of(isa, dtype) * 5e-6, 2e-6 if dtype == torch.float32 else EPS / 2)
-
-
-def bits_of(isa: str, dtype: torch.dtype) -> float:
-    """Return how much larger errors may be than float32's: AMX has 16 bits of a float32 token."""
-    return 4.0 if isa == "amx" and dtype == torch.float32 else 1.0
+    assert_close(result, expected, 5e-6, 2e-6 if dtype == torch.float32 else EPS / 2)
 
 
 @pytest.mark.skipif("amx" not in native.isas(), reason="this CPU has no amx")
-def test_bfloat16_has_the_same_winners_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_amx_finds_the_same_winners(monkeypatch: pytest.MonkeyPatch) -> None:
     """AMX sums in another order than AVX-512, which changes the last bit of a similarity, and no winner here."""
     for name in SHAPES:
         tokens, maps = problem_and_expected(name, torch.bfloat16)[0].tokens(), []
@@ -229,11 +224,9 @@ def test_winners_are_those_of_float64(
     text = F.normalize((1 - spread) * text[:1] + spread * text, dim=-1)
     problem = Problem(image, text, counts)
     result, maps = native.forward(problem.tokens())
-    most *= bits_of(isa, torch.float32)
     assert max(float(side.max()) for sides in shortfalls(problem, maps) for side in sides) < most
     expected = exact(problem)
-    atol = 5e-7 * bits_of(isa, torch.float32)
-    torch.testing.assert_close([side.double() for side in result], [expected.i2t, expected.t2i], rtol=0, atol=atol)
+    torch.testing.assert_close([side.double() for side in result], [expected.i2t, expected.t2i], rtol=0, atol=5e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -258,7 +251,7 @@ def test_non_contiguous_and_unaligned_inputs(isa: str) -> None:
     expected = exact(problem)
     for text in (wide[:, 1:34], storage[1:].view(15, 33)):
         result = solve(Problem(transposed, text, problem.text_lengths), "native")
-        assert_close(result, expected, 2e-6 * bits_of(isa, torch.float32), 2e-6)
+        assert_close(result, expected, 2e-6, 2e-6)
 
 
 def test_upstream_gradients_that_are_zero_expanded_or_large(isa: str) -> None:
@@ -323,19 +316,13 @@ def test_terms_below_the_normal_range_are_zero(isa: str) -> None:
     assert (torch.tensor(1e-38) / 8).item() > 0, "the caller's own arithmetic is as it was"
 
 
-def test_tiles_take_float32_only_where_16_bits_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(native.ISA_VARIABLE, raising=False)
+def test_amx_takes_bfloat16_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "isas", lambda: ["amx", "avx512", "scalar"])
     tokens = torch.ones(1)
-    try:
-        for precision, expected in (("highest", "avx512"), ("high", "amx")):
-            torch.set_float32_matmul_precision(precision)
-            for named in ("", "amx"):
-                monkeypatch.setenv(native.ISA_VARIABLE, named)
-                assert native.isa_for(tokens) == native.isa_for(tokens.half()) == expected
-                assert native.isa_for(tokens.bfloat16()) == "amx"
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    for named in ("", "amx"):
+        monkeypatch.setenv(native.ISA_VARIABLE, named)
+        assert native.isa_for(tokens) == native.isa_for(tokens.half()) == "avx512"
+        assert native.isa_for(tokens.bfloat16()) == "amx"
     monkeypatch.setenv(native.ISA_VARIABLE, "scalar")
     assert native.isa_for(tokens.bfloat16()) == "scalar"
 

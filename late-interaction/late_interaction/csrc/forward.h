@@ -9,11 +9,7 @@
 // and text then hold pairs in the place of floats. The products are exact either way.
 #pragma once
 
-#if TILES
-#include "tiles.h"
-#else
 #include "products.h"
-#endif
 
 namespace interaction {
 namespace {
@@ -96,7 +92,7 @@ static int64_t block_end(const Problem& p, int64_t first) {
   double best_use = 0;
   for (int64_t end = most; end - first > (most - first) / 2; --end) {
     const int64_t tokens = row[end] - row[first];
-    const double use = static_cast<double>(tokens) / static_cast<double>(round_up(tokens, LANE_STEP));
+    const double use = static_cast<double>(tokens) / static_cast<double>(round_up(tokens, LANES));
     if (use > best_use + 0.005) best_use = use, best = end;
   }
   return best;
@@ -116,10 +112,10 @@ struct ForwardScratch {
   Arena arena;
   ForwardScratch(const Call& call, Range images, uintptr_t base) : arena{base} {
     const Problem& p = call.problem;
-    const int64_t longest = round_up(at_least(p.longest_text, CHUNK_ROWS), ROW_STEP);
-    vectors = vectors_of(image_rows(p, images));
+    const int64_t longest = at_least(p.longest_text, CHUNK_ROWS);
+    vectors = vectors_of(p, image_rows(p, images));
     panel = arena.take<float>(vectors * LANES * columns_of(p));
-    text = arena.take<float>(TILES || widens(p) ? longest * columns_of(p) : 0);
+    text = arena.take<float>(widens(p) ? longest * columns_of(p) : 0);
     tile = arena.take<float>(longest * vectors * LANES);
     best = arena.take<float>(vectors * LANES);
     winner = arena.take<int32_t>(vectors * LANES);
@@ -177,8 +173,7 @@ static void finish_text(const Call& call, Range images, int64_t j, const float* 
 // Calls finish(text, its tile of similarities with the block of images) for each of the texts.
 template <class Scratch, class Finish>
 static void each_text(const Problem& p, Range images, Range texts, const Scratch& s, const Finish& finish) {
-  const Tiles tiles{};
-  pack_panel(p, images, s.vectors, s.panel, s.text);
+  pack_panel(p, images, s.vectors, s.panel);
   for (int64_t j = texts.begin; j < texts.end;) {
     const int64_t last = chunk_end(p, j, texts.end);
     const Range rows = {p.text_offsets[j], p.text_offsets[last]};

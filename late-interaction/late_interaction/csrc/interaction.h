@@ -14,6 +14,10 @@ struct Range {
   int64_t begin, end;
 };
 
+// out[m][n] (+)= a[m][k] b[k / 2][n][2] by PyTorch's at::native::cpublas::brgemm: m, n, k, the strides of a, b and out,
+// whether to add, a, b, out, and that neighbouring rows of b are in pairs.
+typedef void (*Multiply)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, bool, const void*, const void*, float*, bool);
+
 // Images against texts. The tokens of either side are packed, one item after the other, row-major [rows][dim].
 struct Problem {
   const void* image;             // [image_offsets[images]][dim], float or bfloat16
@@ -25,6 +29,7 @@ struct Problem {
   int64_t threads;
   bool bf16;                            // the type of both inputs
   bool wide;                            // arg-max maps are int16 instead of uint8
+  Multiply multiply;                    // of pairs of bfloat16; null: the register tiles
 };
 
 // The winning text token of each image token, [images][texts][rows of the image], and the winning image token of each
@@ -106,10 +111,6 @@ struct Search {
   float* scores;           // [items]
 };
 void search(const Search&, Range items);
-#endif
-#if INTERACTION_HAS_AVX512_BF16 && defined(__linux__)
-#define INTERACTION_HAS_AMX 1
-const Isa* amx_isa();
 #endif
 
 static inline Range image_rows(const Problem& p, Range images) {

@@ -19,33 +19,10 @@
 
 #include "interaction.h"
 
-#if INTERACTION_HAS_AMX
-#include <sys/syscall.h>
-#endif
-
 namespace interaction {
 namespace {
 
 constexpr int64_t BLOCK_ROWS = 3000;  // destination rows of a backward unit: 768 KB in slices of 64 columns
-
-#if INTERACTION_HAS_AMX
-// Whether this CPU multiplies tiles of bfloat16, and Linux lets this process use them: it asks once, and its threads and
-// children may use them from then on.
-bool has_tiles() {
-#ifdef INTERACTION_TILES_HEADER
-  return true;
-#else
-  constexpr unsigned AMX_BF16 = 1u << 22, AMX_TILE = 1u << 24;
-  constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
-  static const bool granted = [] {
-    unsigned eax, ebx, ecx, edx;
-    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx & AMX_BF16) && (edx & AMX_TILE) &&
-           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-  }();
-  return granted;
-#endif
-}
-#endif
 
 // Isas of this CPU, the fastest first. Intel's cores take twice as long for a product of bfloat16 pairs as for one of
 // floats, AMD's half as long.
@@ -56,9 +33,6 @@ std::vector<const Isa*> available_isas() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#if INTERACTION_HAS_AMX
-  if (avx512 && __builtin_cpu_supports("avx512bf16") && has_tiles()) isas.push_back(amx_isa());
-#endif
   if (avx512) isas.push_back(avx512_isa());
 #if INTERACTION_HAS_AVX512_BF16
   if (avx512 && __builtin_cpu_supports("avx512bf16"))
@@ -125,6 +99,10 @@ const pid_t LOADED_BY = getpid();
 // Of the last pass, the most units of work that threads could take at once.
 std::atomic<int64_t> most_units;
 
+// PyTorch's product for "amx", and what a thread calls after its last one; null where it cannot be used.
+Multiply torch_multiply;
+void (*torch_release)(bool);
+
 // Runs work(unit, scratch) for every unit on so many threads, each with scratch memory of its own. Units are taken
 // from a counter, since a thread may be held up; whoever runs one, its result is the same.
 class Workers {
@@ -144,6 +122,7 @@ class Workers {
       const FlushDenormals in_this_thread;
       char* scratch = scratch_.data() + started.fetch_add(1) * bytes_;
       for (int64_t unit; (unit = next.fetch_add(1)) < units;) work(unit, scratch);
+      if (torch_release) torch_release(true);
     }
   }
 
@@ -362,6 +341,27 @@ INTERACTION_EXPORT int interaction_search(const void* words, const float* weight
 #endif
 }
 
+// Gives the functions of PyTorch whose products of bfloat16 "amx" takes. Returns 0, or 1: they do not multiply here.
+INTERACTION_EXPORT int interaction_use(Multiply multiply, void (*release)(bool)) {
+#if INTERACTION_HAS_AVX512_BF16
+  constexpr int64_t N = 32;
+  alignas(64) uint16_t ones[N * N];
+  alignas(64) float sums[N * N] = {};
+  std::fill_n(ones, N * N, uint16_t{0x3F80});
+  try {
+    multiply(N, N, N, N, N, N, false, ones, ones, sums, true);
+    release(true);
+  } catch (...) {  // whatever PyTorch says of this CPU
+    return 1;
+  }
+  if (!std::all_of(sums, sums + N * N, [](float sum) { return sum == N; })) return 1;
+  torch_multiply = multiply, torch_release = release;
+  return 0;
+#else
+  return 1;
+#endif
+}
+
 // Any pass: a backward where i2t is null, of the smooth maximum where there is a temperature, of given pairs where there
 // are any. For these an item has a first and a last row in place of its offset, [items][2], ascending. An empty name means
 // the best instruction set. Returns 0, or 1: unknown instruction set, 2: out of memory.
@@ -371,12 +371,14 @@ INTERACTION_EXPORT int interaction_run(const char* isa_name, const void* image, 
                            const float* grad_t2i, void* i2t_map, void* t2i_map, float* grad_image, float* grad_text,
                            int64_t pairs, const int64_t* image_of, const int64_t* text_of, int64_t image_total,
                            int64_t text_total) {
-  const Isa* isa = find_isa(isa_name);
+  const bool amx = torch_multiply && std::strcmp(isa_name, "amx") == 0;
+  const Isa* isa = find_isa(amx ? "avx512_bf16" : isa_name);
   if (!isa) return 1;
   most_units = 0;
   Call call{};
   call.problem = {image, text, image_rows, text_rows, images, texts, dim, longest(image_rows, images, pairs),
-                  longest(text_rows, texts, pairs), threads, bf16 != 0, wide != 0};
+                  longest(text_rows, texts, pairs), threads, bf16 != 0, wide != 0,
+                  amx ? torch_multiply : nullptr};
   call.maps = {i2t_map, t2i_map};
   call.i2t = i2t, call.t2i = t2i, call.grad_i2t = grad_i2t, call.grad_t2i = grad_t2i;
   call.grad_image = grad_image, call.grad_text = grad_text;

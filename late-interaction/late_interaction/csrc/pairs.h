@@ -40,13 +40,12 @@ static int64_t pairs_bytes(const Call& call) {
 
 // The pairs order[some], in which those of one image follow one another: it is copied once for all of them.
 static void pairs_forward(const Call& call, const int64_t* order, Range some, char* scratch) {
-  const Tiles tiles{};
   int64_t packed = -1;
   for (int64_t n = some.begin; n < some.end; ++n) {
     const OnePair one(call, order[n]);
     const Problem& p = one.call.problem;
     const ForwardScratch s(one.call, {0, 1}, reinterpret_cast<uintptr_t>(scratch));  // an image's panel stays in place
-    if (packed != call.image_of[order[n]]) pack_panel(p, {0, 1}, s.vectors, s.panel, s.text);
+    if (packed != call.image_of[order[n]]) pack_panel(p, {0, 1}, s.vectors, s.panel);
     packed = call.image_of[order[n]];
     product_tile(p, text_columns(p, {0, p.longest_text}, s.text), p.longest_text, s.panel, s.vectors, s.tile);
     finish_text(one.call, {0, 1}, 0, s.tile, s);

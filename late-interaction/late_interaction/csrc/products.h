@@ -6,20 +6,19 @@
 namespace interaction {
 namespace {
 
-struct Tiles {};  // nothing to prepare: see tiles.h
-
 // Strips no narrower than the register tile where they can be wider instead: a vector of 8 floats alone keeps half of
 // AVX2's multipliers busy.
-static int64_t strips_of_block(int64_t vectors) {
+static int64_t strips_of_block(const Problem& p, int64_t vectors) {
+  if (by_torch(p)) return 1;
   return STRIP_VECTORS == 2 ? at_least(1, vectors / 2) : div_up(vectors, STRIP_VECTORS);
 }
 
-static void pack_panel(const Problem& p, Range images, int64_t vectors, float* panel, float*) {
+static void pack_panel(const Problem& p, Range images, int64_t vectors, float* panel) {
   const int64_t first = p.image_offsets[images.begin], rows = p.image_offsets[images.end] - first;
   const int64_t columns = columns_of(p);
   const char* tokens = static_cast<const char*>(p.image) + first * columns * 4;  // floats, or pairs
   const bool narrow = widens(p);
-  const int64_t strips = strips_of_block(vectors);
+  const int64_t strips = strips_of_block(p, vectors);
   for (int64_t s = 0; s < strips; ++s) {
     const Range strip = part_of(vectors, strips, s);
     const int64_t width = (strip.end - strip.begin) * LANES;
@@ -46,7 +45,8 @@ static const float* text_columns(const Problem& p, Range rows, float* copy) {
 // The products of `length` rows of text, in the form of the columns, with a packed block: tile[row][lane].
 static void product_tile(const Problem& p, const float* text, int64_t length, const float* packed, int64_t vectors,
                          float* tile) {
-  const int64_t stride = vectors * LANES, strips = strips_of_block(vectors), columns = columns_of(p);
+  const int64_t stride = vectors * LANES, strips = strips_of_block(p, vectors), columns = columns_of(p);
+  if (by_torch(p)) return multiply_pairs(p, text, columns, packed, length, stride, columns, tile, stride, false);
   for (int64_t strip = 0; strip < strips; ++strip) {
     const Range some = part_of(vectors, strips, strip);
     const float* panel = packed + some.begin * LANES * columns;

@@ -55,12 +55,21 @@ typedef void (*WeightedRows)(const float*, int64_t, int64_t, const float*, int64
    INTERACTION_ROWS(C, 5, ADD), INTERACTION_ROWS(C, 6, ADD)}
 static const WeightedRows WEIGHTED_ROWS[][2][6][4] = {
     {INTERACTION_ALL(Floats, false), INTERACTION_ALL(Floats, true)},
-#if BFLOAT16_PAIRS && !TILES
+#if BFLOAT16_PAIRS
     {INTERACTION_ALL(Pairs, false), INTERACTION_ALL(Pairs, true)},
 #endif
 };
 #undef INTERACTION_ALL
 #undef INTERACTION_ROWS
+
+// out[m][n] (+)= a[m][k] b[k][n], pairs of bfloat16 in both, by PyTorch. Each shape costs it a compilation, so there are few.
+static void multiply_pairs(const Problem& p, const float* a, int64_t a_stride, const float* b, int64_t m, int64_t n,
+                           int64_t k, float* out, int64_t out_stride, bool add) {
+  constexpr int64_t ROWS = 32;
+  for (int64_t r = 0; r < m; r += ROWS)
+    p.multiply(at_most(ROWS, m - r), n, 2 * k, 2 * a_stride, n, out_stride, add, a + r * a_stride, b,
+               out + r * out_stride, true);
+}
 
 }  // namespace
 }  // namespace interaction

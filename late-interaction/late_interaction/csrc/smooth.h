@@ -66,25 +66,27 @@ static inline vf log_of(vf x) {
 // Columns are kept in strips of STRIP_VECTORS vectors, each [rows][its width]; the last strip may be narrower.
 constexpr int64_t STRIP = STRIP_VECTORS * LANES;
 
-static int64_t strips_of(const Problem& p) { return div_up(p.dim, STRIP); }
-static int64_t padded_dim(const Problem& p) { return round_up(p.dim, LANE_STEP); }
+static int64_t strip_width(const Problem& p) { return by_torch(p) ? round_up(p.dim, LANES) : STRIP; }
+static int64_t strips_of(const Problem& p) { return div_up(p.dim, strip_width(p)); }
+static int64_t padded_dim(const Problem& p) { return round_up(p.dim, LANES); }
 
 // Rows as the products of weights see them: two rows of bfloat16 in one of float's size where those are multiplied.
-static int64_t rows_in_strips(const Problem& p, int64_t rows) { return in_pairs(p) ? div_up(rows, 2) : rows; }
+static int64_t rows_in_strips(const Problem& p, int64_t rows) { return in_pairs(p) ? div_up(filled(p, rows), 2) : rows; }
 
 static void pack_strips(const Problem& p, const void* rows, bool bf16, Range range, float* out) {
   for (int64_t s = 0; s < strips_of(p); ++s) {
-    const Slice strip = slice_of(p.dim, STRIP, s);
+    const Slice strip = slice_of(p.dim, strip_width(p), s);
     if (!in_pairs(p)) {
       copy_columns(rows, bf16, range, p.dim, strip.first, strip.valid, strip.width, out);
       out += (range.end - range.begin) * strip.width;
       continue;
     }
-    for (int64_t row = range.begin; row < range.end; row += 2, out += strip.width) {
+    for (int64_t n = 0; n < 2 * rows_in_strips(p, range.end - range.begin); n += 2, out += strip.width) {
+      const int64_t row = range.begin + n;
       const uint16_t* even = static_cast<const uint16_t*>(rows) + row * p.dim + strip.first;
-      const uint16_t* odd = row + 1 < range.end ? even + p.dim : nullptr;
+      const int64_t evens = row < range.end ? strip.valid : 0, odds = row + 1 < range.end ? strip.valid : 0;
       for (int64_t c = 0; c < strip.width; ++c) {
-        const uint32_t low = c < strip.valid ? even[c] : 0, high = c < strip.valid && odd ? odd[c] : 0;
+        const uint32_t low = c < evens ? even[c] : 0, high = c < odds ? even[p.dim + c] : 0;
         const uint32_t pair = low | high << 16;
         __builtin_memcpy(out + c, &pair, 4);
       }
@@ -98,8 +100,9 @@ static void times_strips(const Problem& p, const float* a, int64_t row_step, int
                          const float* b, int64_t k, float* out, int64_t stride, bool add) {
   const int64_t parts = div_up(m, TILE_ROWS);
   for (int64_t s = 0; s < strips_of(p); ++s) {
-    const Slice strip = slice_of(p.dim, STRIP, s);
+    const Slice strip = slice_of(p.dim, strip_width(p), s);
     const int64_t step = stride ? stride : strip.width;
+    if (by_torch(p)) return multiply_pairs(p, a, row_step, b, m, strip.width, k, out, step, add);
     for (int64_t part = 0; part < parts; ++part) {
       const Range rows = part_of(m, parts, part);
       WEIGHTED_ROWS[in_pairs(p)][add][rows.end - rows.begin - 1][strip.width / LANES - 1](
@@ -117,10 +120,10 @@ static inline vi rounded(const float* weights) {
 }
 
 // Pairs of weights for the two products: out[row][lane / 2] of neighbouring lanes, and of neighbouring rows
-// out[row / 2][lane]. Lanes beyond `tokens` may hold anything, so the one that shares a pair is cleared.
-static void pair_lanes(float* tile, int64_t rows, int64_t tokens, int64_t stride, float* out) {
+// out[row / 2][lane], or `turned`: out[lane][row / 2]. Lanes from `tokens` to `end` may hold anything and are cleared.
+static void pair_lanes(float* tile, int64_t rows, int64_t tokens, int64_t end, int64_t stride, float* out) {
   for (int64_t r = 0; r < rows; ++r) {
-    if (tokens % 2) tile[r * stride + tokens] = 0;
+    for (int64_t l = tokens; l < end; ++l) tile[r * stride + l] = 0;
     for (int64_t n = r * stride; n < (r + 1) * stride; n += LANES) {
       const __m256bh pairs = _mm512_cvtneps_pbh((__m512)load(tile + n));
       __builtin_memcpy(out + n / 2, &pairs, sizeof pairs);
@@ -128,32 +131,31 @@ static void pair_lanes(float* tile, int64_t rows, int64_t tokens, int64_t stride
   }
 }
 
-static void pair_rows(const float* tile, int64_t rows, int64_t stride, float* out) {
-  for (int64_t r = 0; r < rows; r += 2, tile += 2 * stride, out += stride)
-    for (int64_t l = 0; l < stride; l += LANES) {
-      vi pairs = rounded(tile + l);
-      if (r + 1 < rows) pairs = pairs | rounded(tile + stride + l) << 16;
-      __builtin_memcpy(out + l, &pairs, VECTOR_BYTES);
+static void pair_rows(const float* tile, int64_t rows, int64_t half, int64_t stride, bool turned, float* out) {
+  const int64_t row_step = turned ? 1 : stride, lane_step = turned ? half : 1;
+  const vi at = lane_numbers() * splat(static_cast<int32_t>(lane_step));
+  for (int64_t l = 0; l < stride; l += LANES)  // so that what is scattered stays in the first-level cache
+    for (int64_t r = 0; r < 2 * half; r += 2) {
+      vi pairs = {};
+      if (r < rows) pairs = rounded(tile + r * stride + l);
+      if (r + 1 < rows) pairs = pairs | rounded(tile + (r + 1) * stride + l) << 16;
+      float* to = out + r / 2 * row_step + l * lane_step;
+      if (turned)
+        _mm512_i32scatter_epi32(to, (__m512i)at, (__m512i)pairs, 4);
+      else
+        __builtin_memcpy(to, &pairs, VECTOR_BYTES);
     }
 }
 #else
-static void pair_lanes(float*, int64_t, int64_t, int64_t, float*) {}
-static void pair_rows(const float*, int64_t, int64_t, float*) {}
+static void pair_lanes(float*, int64_t, int64_t, int64_t, int64_t, float*) {}
+static void pair_rows(const float*, int64_t, int64_t, int64_t, bool, float*) {}
 #endif
 
-// target[row][0 .. dim) += the rows in strips; those that tiles have summed are the columns of a matrix [dim][rows].
+// target[row][0 .. dim) += the rows in strips.
 static void add_strips(const Problem& p, const float* strips, int64_t rows, float* target) {
-  if (TILES && in_pairs(p)) {
-    const int64_t lanes = round_up(rows, LANE_STEP);
-    for (int64_t first = 0; first < rows; first += LANES)
-      for (int64_t c = 0; c < p.dim; ++c)
-        for (int64_t row = first; row < at_most(rows, first + LANES); ++row)
-          target[row * p.dim + c] += strips[c * lanes + row];
-    return;
-  }
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t s = 0; s < strips_of(p); ++s) {
-      const Slice strip = slice_of(p.dim, STRIP, s);
+      const Slice strip = slice_of(p.dim, strip_width(p), s);
       const float* in = strips + rows * strip.first + row * strip.width;
       float* out = target + row * p.dim + strip.first;
       int64_t c = 0;
@@ -170,16 +172,16 @@ struct SmoothScratch {
   SmoothScratch(const Call& call, Range images, uintptr_t base) : arena{base} {
     const Problem& p = call.problem;
     const bool gradients = !call.i2t;
-    const int64_t rows = round_up(at_least(p.longest_text, CHUNK_ROWS), ROW_STEP);
-    vectors = vectors_of(image_rows(p, images));
+    const int64_t rows = at_least(p.longest_text, CHUNK_ROWS);
+    vectors = vectors_of(p, image_rows(p, images));
     const int64_t lanes = (vectors + 1) * LANES;  // the last vector of an image may reach beyond its row
     panel = arena.take<float>(vectors * LANES * columns_of(p));
-    text = arena.take<float>(TILES || widens(p) ? rows * columns_of(p) : 0);
+    text = arena.take<float>(widens(p) ? rows * columns_of(p) : 0);
     tile = arena.take<float>(rows * vectors * LANES + LANES);
     of_lane = arena.take<float>(lanes);
     of_row = arena.take<float>(lanes);
     shift = arena.take<float>(lanes);
-    paired = arena.take<float>(gradients && in_pairs(p) ? div_up(rows, 2) * vectors * LANES : 0);
+    paired = arena.take<float>(gradients && in_pairs(p) ? rows_in_strips(p, rows) * vectors * LANES : 0);
     image_strips = arena.take<float>(gradients ? rows_in_strips(p, vectors * LANES) * padded_dim(p) : 0);
     text_strips = arena.take<float>(gradients ? rows_in_strips(p, rows) * padded_dim(p) : 0);
     image_sums = arena.take<float>(gradients ? vectors * LANES * padded_dim(p) : 0);
@@ -306,47 +308,16 @@ static void weigh(const Call& call, Range images, int64_t j, float* tile, const 
   }
 }
 
-#if TILES
-// What the weights in s.tile add to both gradients: s.image_sums [dim][lanes] (+)= Y^T W, grad_text += W X.
-static void tile_gradients(const Call& call, Range rows, int64_t tokens, bool add, const SmoothScratch& s) {
-  const Problem& p = call.problem;
-  const int64_t lanes = s.vectors * LANES, dim = padded_dim(p);
-  const int64_t length = rows.end - rows.begin, padded = round_up(length, ROW_STEP);
-  for (int64_t r = 0; r < padded; ++r)
-    for (int64_t l = r < length ? tokens : 0; l < lanes; ++l) s.tile[r * lanes + l] = 0;
-  if (call.grad_image) {
-    const uint16_t* text = static_cast<const uint16_t*>(p.text) + rows.begin * p.dim;
-    pack_columns(text, length, p.dim, padded / 2, dim, s.text_strips);
-    pair_rows(s.tile, padded, lanes, s.paired);
-    tile_product({s.text_strips, padded / 2}, {s.paired, lanes, 32}, dim, lanes, padded / 2, false, add, s.image_sums,
-                 lanes);
-  }
-  if (call.grad_text) {
-    pair_lanes(s.tile, padded, lanes, lanes, s.paired);
-    tile_product({s.paired, lanes / 2}, {s.image_strips, 32, 16 * lanes}, padded, dim, lanes / 2, false, false,
-                 s.text_sums, dim);
-    for (int64_t r = 0; r < length; ++r)
-      for (int64_t c = 0; c < p.dim; ++c) call.grad_text[(rows.begin + r) * p.dim + c] += s.text_sums[r * dim + c];
-  }
-}
-#endif
-
 // Adds both gradients of a block of images against a range of texts.
 static void smooth_backward(const Call& call, Range images, Range texts, char* scratch) {
   const Problem& p = call.problem;
   const SmoothScratch s(call, images, reinterpret_cast<uintptr_t>(scratch));
-  const Tiles tiles{};
   const Range image = image_rows(p, images);
   const int64_t stride = s.vectors * LANES, tokens = image.end - image.begin;
   const bool pairs = in_pairs(p), widened = widens(p);
   for (int64_t l = 0; l < stride; ++l) s.of_row[l] = 0;
-  pack_panel(p, images, s.vectors, s.panel, s.text);
-#if TILES
-  const uint16_t* image_tokens = static_cast<const uint16_t*>(p.image) + image.begin * p.dim;
-  if (pairs && call.grad_text)
-    pack_row_pairs(image_tokens, tokens, p.dim, stride / 2, padded_dim(p), s.image_strips);
-#endif
-  if (call.grad_text && !(TILES && pairs)) pack_strips(p, p.image, p.bf16, image, s.image_strips);
+  pack_panel(p, images, s.vectors, s.panel);
+  if (call.grad_text) pack_strips(p, p.image, p.bf16, image, s.image_strips);
   for (int64_t j = texts.begin; j < texts.end;) {
     const int64_t last = chunk_end(p, j, texts.end);
     const Range rows = {p.text_offsets[j], p.text_offsets[last]};
@@ -357,23 +328,20 @@ static void smooth_backward(const Call& call, Range images, Range texts, char* s
       float* tile = s.tile + (p.text_offsets[j] - rows.begin) * stride;
       call.shifted ? weigh<true>(call, images, j, tile, s) : weigh<false>(call, images, j, tile, s);
     }
-#if TILES
-    if (pairs) {
-      tile_gradients(call, rows, tokens, add, s);
-      continue;
-    }
-#endif
     const float* weights = pairs ? s.paired : s.tile;
     if (call.grad_image) {
       pack_strips(p, widened ? s.text : p.text, p.bf16 && !widened, widened ? Range{0, length} : rows, s.text_strips);
-      if (pairs) pair_rows(s.tile, length, stride, s.paired);
-      times_strips(p, weights, 1, stride, tokens, s.text_strips, rows_in_strips(p, length), s.image_sums, 0, add);
+      const bool turned = by_torch(p);
+      const int64_t k = rows_in_strips(p, length);
+      if (pairs) pair_rows(s.tile, length, k, stride, turned, s.paired);
+      times_strips(p, weights, turned ? k : 1, stride, tokens, s.text_strips, k, s.image_sums, 0, add);
     }
     if (call.grad_text) {
-      if (pairs) pair_lanes(s.tile, length, tokens, stride, s.paired);
+      const int64_t k = rows_in_strips(p, tokens);
+      if (pairs) pair_lanes(s.tile, length, tokens, 2 * k, stride, s.paired);
       float* sums = call.grad_text + rows.begin * p.dim;
       const bool whole = p.dim % LANES == 0;  // no vector reaches beyond a row, which may be another thread's
-      times_strips(p, weights, pairs ? stride / 2 : stride, 1, length, s.image_strips, rows_in_strips(p, tokens),
+      times_strips(p, weights, pairs ? stride / 2 : stride, 1, length, s.image_strips, k,
                    whole ? sums : s.text_sums, whole ? p.dim : 0, whole);
       if (!whole) add_strips(p, s.text_sums, length, sums);
     }

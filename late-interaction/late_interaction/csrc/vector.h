@@ -3,9 +3,7 @@
 //   STRIP_VECTORS and TILE_ROWS  the register tile of the product: vectors of image tokens x text rows
 //   BLOCK_LANES                  image tokens of one forward unit
 //   SLICE_VECTORS                columns of one backward slice, in vectors
-//   CHUNK_ROWS                   text rows of one tile of similarities, 96 if it does not say
 //   BFLOAT16_PAIRS               1 if it multiplies pairs of bfloat16 and sums them in float32
-//   TILES                        1 if it does so in blocks of 32 rows and 32 lanes
 // Below are those of the portable one. Everything here has internal linkage, so that each instruction set has its own.
 #pragma once
 
@@ -23,16 +21,6 @@
 #define BFLOAT16_PAIRS 0
 #endif
 
-#ifndef TILES
-#define TILES 0
-#endif
-
-// Enough that few register tiles are lower than they could be, and that the sums of the backward pass over them are long,
-// few enough for the second-level cache.
-#ifndef CHUNK_ROWS
-#define CHUNK_ROWS 96
-#endif
-
 namespace interaction {
 namespace {
 
@@ -41,7 +29,9 @@ typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
 typedef float vf_unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 
 constexpr int LANES = VECTOR_BYTES / 4;
-constexpr int LANE_STEP = TILES ? 32 : LANES, ROW_STEP = TILES ? 32 : 1;  // of a tile of similarities
+// Text rows of one tile of similarities: enough that few register tiles are lower than they could be, and that the sums of
+// the backward pass over them are long, few enough for the second-level cache.
+constexpr int64_t CHUNK_ROWS = 96;
 
 static inline vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 static inline void store(float* p, vf v) { *reinterpret_cast<vf_unaligned*>(p) = v; }
@@ -88,19 +78,22 @@ struct Floats {
   static vf add_product(vf sum, vf feature, vf token) { return sum + feature * token; }
 };
 
-static bool in_pairs(const Problem& p) { return BFLOAT16_PAIRS && p.bf16 && (TILES || p.dim % 2 == 0); }
+static bool in_pairs(const Problem& p) { return BFLOAT16_PAIRS && p.bf16 && p.dim % 2 == 0; }
 
 // Columns of a token as the product sees them, 4 bytes each.
-static int64_t columns_of(const Problem& p) {
-  const int64_t dim = TILES ? round_up(p.dim, 32) : p.dim;
-  return in_pairs(p) ? dim / 2 : dim;
-}
+static int64_t columns_of(const Problem& p) { return in_pairs(p) ? p.dim / 2 : p.dim; }
+
+// Whether PyTorch multiplies: its blocks are as wide as the whole second factor.
+static bool by_torch(const Problem& p) { return p.multiply && in_pairs(p); }
 
 // Whether text has to be copied to take the form of the columns.
 static bool widens(const Problem& p) { return p.bf16 && !in_pairs(p); }
 
+// Rows of weights and tokens that are multiplied: PyTorch takes several times as long unless they fill its tiles of 32.
+static int64_t filled(const Problem& p, int64_t rows) { return by_torch(p) ? round_up(rows, 32) : rows; }
+
 // Vectors that hold the tokens of a block of images.
-static int64_t vectors_of(Range rows) { return round_up(rows.end - rows.begin, LANE_STEP) / LANES; }
+static int64_t vectors_of(const Problem& p, Range rows) { return div_up(filled(p, rows.end - rows.begin), LANES); }
 
 }  // namespace
 }  // namespace interaction
