@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers as hf
 
 WORDS = ["a", "red", "cat", "two", "dogs", "Describe", "the", "image", ".", "Question", "Query", ":", "user"]
 SPECIAL = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
@@ -17,54 +18,37 @@ def tokenizer(**further: str) -> Any:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
-    from transformers import PreTrainedTokenizerFast
 
     vocabulary = {word: number for number, word in enumerate([*SPECIAL.values(), *further.values(), *WORDS])}
     words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, extra_special_tokens=further, **SPECIAL)
+    return hf.PreTrainedTokenizerFast(tokenizer_object=words, extra_special_tokens=further, **SPECIAL)
 
 
 def colpali(folder: Path) -> None:
     """Save a ColPali that sees squares of four patches by four."""
-    from transformers import (
-        ColPaliConfig,
-        ColPaliForRetrieval,
-        ColPaliProcessor,
-        PaliGemmaConfig,
-        SiglipImageProcessorPil,
-    )
-
-    sees = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    sees = hf.SiglipImageProcessorPil(size={"height": 32, "width": 32})
     sees.image_seq_length = 16
-    ColPaliProcessor(sees, tokenizer(image_token="<image>")).save_pretrained(folder)
+    hf.ColPaliProcessor(sees, tokenizer(image_token="<image>")).save_pretrained(folder)
     vision = {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 8, "vision_use_head": False}
-    both = PaliGemmaConfig(
+    both = hf.PaliGemmaConfig(
         vision_config={**TOWER, **vision, "projection_dim": 32},
         text_config={**TEXT, "model_type": "gemma"},
         image_token_index=4,
         projection_dim=32,
         hidden_size=32,
     )
-    ColPaliForRetrieval(ColPaliConfig(vlm_config=both, embedding_dim=16)).save_pretrained(folder)
+    hf.ColPaliForRetrieval(hf.ColPaliConfig(vlm_config=both, embedding_dim=16)).save_pretrained(folder)
 
 
 def colqwen2(folder: Path) -> None:
     """Save a ColQwen2, which keeps the shape of a picture: 4 to 16 tokens, and its prompt's."""
-    from transformers import (
-        ColQwen2Config,
-        ColQwen2ForRetrieval,
-        ColQwen2Processor,
-        Qwen2VLConfig,
-        Qwen2VLImageProcessorPil,
-    )
-
-    sees = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, size={"shortest_edge": 32**2, "longest_edge": 64**2})
+    sees = hf.Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, size={"shortest_edge": 32**2, "longest_edge": 64**2})
     marks = {name: f"<|{name}|>" for name in ("vision_start", "vision_end", "im_start", "im_end", "endoftext")}
-    ColQwen2Processor(sees, tokenizer(image_token="<|image_pad|>", **marks)).save_pretrained(folder)
+    hf.ColQwen2Processor(sees, tokenizer(image_token="<|image_pad|>", **marks)).save_pretrained(folder)
     vision = {"embed_dim": 32, "hidden_size": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2, "patch_size": 8}
     places = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-    both = Qwen2VLConfig(
+    both = hf.Qwen2VLConfig(
         vision_config=vision,
         text_config={**TEXT, "rope_parameters": places},
         image_token_id=4,
@@ -72,7 +56,7 @@ def colqwen2(folder: Path) -> None:
         vision_start_token_id=5,
         vision_end_token_id=6,
     )
-    ColQwen2ForRetrieval(ColQwen2Config(vlm_config=both, embedding_dim=16)).save_pretrained(folder)
+    hf.ColQwen2ForRetrieval(hf.ColQwen2Config(vlm_config=both, embedding_dim=16)).save_pretrained(folder)
 
 
 def embedding_gemma2(folder: Path) -> None:
@@ -80,23 +64,15 @@ def embedding_gemma2(folder: Path) -> None:
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import Dense, Normalize, Transformer
     from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
-    from transformers import (
-        EmbeddingGemma2Config,
-        EmbeddingGemma2Model,
-        EmbeddingGemma2Processor,
-        EmbeddingGemma2VideoProcessor,
-        Gemma4AudioFeatureExtractor,
-        Gemma4ImageProcessorPil,
-    )
 
     marks = {"image": "<|image|>", "boi": "<|image>", "eoi": "<image|>", "audio": "<|audio|>", "boa": "<|audio>"}
     words = tokenizer(**{f"{name}_token": mark for name, mark in marks.items()}, eoa_token="<audio|>")
     patches: dict[str, Any] = {"patch_size": 4, "max_soft_tokens": 70, "pooling_kernel_size": 3}
-    sees = Gemma4ImageProcessorPil(**patches), words, EmbeddingGemma2VideoProcessor(**patches)
-    EmbeddingGemma2Processor(Gemma4AudioFeatureExtractor(), *sees).save_pretrained(folder)
+    sees = hf.Gemma4ImageProcessorPil(**patches), words, hf.EmbeddingGemma2VideoProcessor(**patches)
+    hf.EmbeddingGemma2Processor(hf.Gemma4AudioFeatureExtractor(), *sees).save_pretrained(folder)
     vision = {**TOWER, "model_type": "gemma4_vision", "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4}
     layers = {"embedding_dim": 32, "hidden_size_per_layer_input": 16}
-    config = EmbeddingGemma2Config(
+    config = hf.EmbeddingGemma2Config(
         vision_config={**vision, "position_embedding_size": 128},
         text_config={**TEXT, **layers, "layer_types": ["sliding_attention", "full_attention"]},
         image_token_id=4,
@@ -104,7 +80,7 @@ def embedding_gemma2(folder: Path) -> None:
         eoi_token_id=6,
     )
     config.audio_config = None
-    EmbeddingGemma2Model(config).save_pretrained(folder)
+    hf.EmbeddingGemma2Model(config).save_pretrained(folder)
     heads = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
     head = Dense(32, 24, bias=False, activation_function=None, **heads)
     modules = [Transformer(str(folder)), head, Normalize(**heads), MultiVectorMask()]
