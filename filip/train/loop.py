@@ -40,7 +40,7 @@ from filip.train.step import UNTIMED_STEPS, StepProfiler, take_step
 from filip.train.telemetry import Telemetry, say
 from filip.train.training_data import fit_to_pairs, training_loader
 from filip.train.warm_start import adapt, content_hash, load_initial
-from filip.train.watchdog import Limits, StallAlarm, Watchdog
+from filip.train.watchdog import Limits, Watchdog
 
 
 def train(config: TrainConfig, paper: TrainConfig | None = None) -> None:
@@ -96,7 +96,6 @@ def train_alone(config: TrainConfig, ranks: Ranks, paper: TrainConfig) -> None:
                 take_step(run, batches)
             if run.steps_here == UNTIMED_STEPS:
                 ranks.limit(config.timeout_minutes)
-        run.alarm.begins("the end")
         finish(run)
     except MachineError:
         raise
@@ -112,8 +111,6 @@ def train_alone(config: TrainConfig, ranks: Ranks, paper: TrainConfig) -> None:
         if isinstance(error, UserError) or disk is not None:
             raise MachineError(str(error if disk is None else explained(disk, ()) or disk)) from error
         raise
-    finally:
-        run.alarm.begins(None)
 
 
 def initial_model(config: TrainConfig) -> DualEncoder:
@@ -222,7 +219,6 @@ def open_run(
         state,
         telemetry,
         Watchdog(config.precision == "fp16", limits),
-        StallAlarm(f"rank {ranks.rank}", say, limits),
         stop,
         step_flops(model.config, config, batching),
         start.get("commit"),

@@ -30,7 +30,7 @@ from filip.train.losses.term import WeightSchedule
 from filip.train.optimizers import Schedule
 from filip.train.ranks import Ranks, StopSignal
 from filip.train.telemetry import Telemetry, text_line
-from filip.train.watchdog import StallAlarm, StepStatus, Watchdog
+from filip.train.watchdog import StepStatus, Watchdog
 
 
 @dataclass
@@ -47,7 +47,6 @@ class Run:
     state: LoopState
     telemetry: Telemetry
     watchdog: Watchdog
-    alarm: StallAlarm
     stop: StopSignal
     step_flops: float  # of both towers in a step of this rank, as ``filip train plan`` counts them
     commit: str | None  # the code's, when this start began

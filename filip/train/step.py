@@ -40,7 +40,6 @@ TIMED_STEPS = 1000  # the result's median is over the seconds of that many recen
 def take_step(run: Run, batches: Iterator[Batch]) -> None:
     """Take one optimiser step, then do what is due: a line of the log, an evaluation, a checkpoint."""
     config, engine, state, ranks = run.config, run.engine, run.state, run.ranks
-    run.alarm.begins("a step")
     started, processor = time.perf_counter(), time.process_time()
     due = (state.step + 1) % config.log_every == 0 or state.step + 1 == run.schedule.steps
     # The schedule waits for steps that fp16's loss scaler discards: at the start they are its search for a scale.
@@ -95,10 +94,8 @@ def take_step(run: Run, batches: Iterator[Batch]) -> None:
     if evaluates:
         from filip.train.validation import evaluate  # reads half of filip.eval, which few trainings need
 
-        run.alarm.begins("an evaluation")
         evaluate(run)
     if saves and not run.is_over:  # after the last step the result is written at once
-        run.alarm.begins("a checkpoint")
         save(run, stops > 0)
 
 

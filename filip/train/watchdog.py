@@ -1,21 +1,15 @@
 """Name what goes wrong in a contrastive training: in the numbers of its steps, in its embeddings, between its ranks.
 
-:class:`Watchdog` turns numbers into alerts with the steps they lasted, :func:`inspect` measures the embeddings of a
-batch, and :class:`StallAlarm` says where a rank hangs. Others act: on a NaN ``Engine.step`` leaves the step out, and
-``stop_on_nan`` (step.py) ends the run. docs/monitors.md shows each alert and its remedies.
+:class:`Watchdog` turns numbers into alerts with the steps they lasted, and :func:`inspect` measures the embeddings of a
+batch. Others act: on a NaN ``Engine.step`` leaves the step out, and ``stop_on_nan`` (step.py) ends the run.
+docs/monitors.md shows each alert and its remedies.
 """
 
 from __future__ import annotations
 
 import math
-import socket
-import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -34,8 +28,6 @@ class Limits:
     collapse_rank: float = 2.0  # the embeddings' effective rank; 1 = one direction
     collapse_checks: int = 5  # looks at the embeddings in a row, one per log_every
     grad_norm_spread: float = 1e-3  # relative difference of the ranks' gradient norms, which should be 0
-    stalled_seconds: float = 60.0  # in one step, checkpoint or evaluation ...
-    stalled_factor: float = 5.0  # ... and over the longest one before
 
 
 @dataclass(frozen=True)
@@ -123,39 +115,6 @@ class Watchdog:
     def healthy(self) -> bool:
         """Return False during a stretch of non-finite steps, which must not be saved as a good checkpoint."""
         return "non-finite" not in self._lasting
-
-
-class StallAlarm:
-    """Say where this rank is when a step, a checkpoint or an evaluation takes too long, from a thread of its own."""
-
-    def __init__(self, name: str, say: Callable[[str], None], limits: Limits) -> None:
-        self.name, self.say, self.limits = name, say, limits
-        self.longest: dict[str | None, float] = {}  # seconds, by kind
-        self.phase: str | None = ""
-        self.since, self.told = time.monotonic(), True
-        self.main = threading.get_ident()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def begins(self, phase: str | None) -> None:
-        """Note that ``phase`` begins, and the one before has ended; None ends the alarm."""
-        took = time.monotonic() - self.since
-        self.longest[self.phase] = max(took, self.longest.get(self.phase, 0.0))
-        self.phase, self.since, self.told = phase, time.monotonic(), False
-
-    def _watch(self) -> None:
-        while self.phase is not None:
-            time.sleep(self.limits.stalled_seconds / 30)
-            phase, seconds = self.phase, time.monotonic() - self.since
-            usual = self.limits.stalled_factor * self.longest.get(phase, 0.0)
-            if self.told or seconds < max(self.limits.stalled_seconds, usual):
-                continue
-            self.told = True
-            lines = traceback.extract_stack(sys._current_frames()[self.main])
-            ours = next((line for line in reversed(lines) if "filip" in Path(line.filename).parts), lines[-1])
-            self.say(
-                f"watchdog: {self.name} on {socket.gethostname()} has been in {phase} for {seconds:.0f} s: in "
-                f"{ours.name}, {Path(ours.filename).name} line {ours.lineno}"
-            )
 
 
 # --- what goes wrong without showing in the loss: in the embeddings of a batch, and between the ranks

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from filip.runs.saved_files import complete_checkpoints
+from filip.train.launcher_env import LOST_CONTACT
 from tests.support.launched_ranks import Ranks, environment
 from tests.support.training import losses, run_many, train_arguments
 
@@ -34,52 +35,34 @@ def test_torchrun_restarts_a_training_whose_rank_was_killed(squares: Path, tmp_p
 
 
 FAULTY = """
-import os, runpy, sys, time, torch
-from pathlib import Path
-from filip.train import loop, step
-from filip.train.watchdog import Limits
+import os, runpy, signal, sys, torch
+from filip.train import loop
 
-fault, log = sys.argv.pop(1), Path(sys.argv.pop(1))
-rank, save, take = os.environ["RANK"], step.save_checkpoint, loop.take_step
+fault, take = sys.argv.pop(1), loop.take_step
 
-def hanging(*given):  # until both ranks have told where they are
-    while rank == "1" and log.read_text().count("has been in a checkpoint") < 2:
-        time.sleep(0.05)
-    return save(*given)
-
-def greedy(run, batches):
-    if run.state.step == 2 and rank == "1":
-        torch.empty(2**50, dtype=torch.uint8)
+def faulty(run, batches):
+    if run.state.step == 6 and os.environ["RANK"] == "1":
+        torch.empty(2**50, dtype=torch.uint8) if fault == "memory" else signal.pause()
     take(run, batches)
 
-class Impatient(Limits):
-    stalled_seconds, stalled_factor = 1.0, 1.0
-
-if fault == "hang":
-    step.save_checkpoint, loop.Limits = hanging, Impatient
-else:
-    loop.take_step = greedy
+loop.take_step = faulty
 runpy.run_module("filip.train", run_name="__main__", alter_sys=True)
 """
 
 
 @pytest.mark.slow
-def test_a_save_that_hangs_is_named_with_its_rank_and_place(squares: Path, tmp_path: Path) -> None:
-    _, _, *arguments = train_arguments(
-        squares, tmp_path / "run", "max_steps=4", "checkpoint.every_steps=2", "optimizer.warmup_steps=1"
-    )
-    log = tmp_path / "log"
-    ranks = Ranks(2, ["-c", FAULTY, "hang", str(log), *arguments], log)
-    assert ranks.wait(600) == [0, 0], ranks.text()[-3000:]
-    here = os.uname().nodename
-    assert f"watchdog: rank 1 on {here} has been in a checkpoint" in ranks.text()
-    assert "in hanging, " not in ranks.text() and "in save, step.py line" in ranks.text()
+def test_a_rank_that_hangs_ends_the_others_after_the_time_out(squares: Path, tmp_path: Path) -> None:
+    _, _, *arguments = train_arguments(squares, tmp_path / "run", "max_steps=9", "engine=ddp", "timeout_minutes=0.05")
+    ranks = Ranks(2, ["-c", FAULTY, "hang", *arguments], tmp_path / "log")
+    code = ranks.processes[0].wait(600)
+    ranks.kill()
+    assert code == 1 and "error: rank 0 on" in ranks.text() and LOST_CONTACT in ranks.text(), ranks.text()[-3000:]
 
 
 @pytest.mark.slow
 def test_out_of_memory_is_a_sentence_that_names_what_needs_less(squares: Path, tmp_path: Path) -> None:
     _, _, *arguments = train_arguments(squares, tmp_path / "run", "max_steps=9", "engine=ddp")
-    ranks = Ranks(2, ["-c", FAULTY, "memory", str(tmp_path / "log"), *arguments], tmp_path / "log")
+    ranks = Ranks(2, ["-c", FAULTY, "memory", *arguments], tmp_path / "log")
     while ranks.processes[1].poll() is None:
         time.sleep(0.05)
     ranks.kill()
