@@ -13,7 +13,7 @@ rejected (chance: 50), each with p < 0.01 over the seeds.
 ``filip`` averages each patch's best word (s^I) and each word's best patch (s^T) (Yao et al., ICLR 2022); ``smooth``
 trains with t log mean exp(s / t) for the maximum, and is tested with the maximum. The others compare one vector a side:
 ``clip`` is the mean of the tokens, ``relu`` that of 2,304 ReLU features of each, ``heads`` has 36 attention poolings.
-Five more, one of them without a gradient, are in single_vectors.py; verify.py runs a row of the board again.
+Five more, one of them without a gradient, are in the logs, with their source; verify.py runs a log again.
 """
 
 import hashlib
