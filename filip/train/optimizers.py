@@ -46,18 +46,18 @@ class OptimizerKind:
 
 
 def _adamw(groups: Groups, o: OptimizerConfig) -> Optimizer:
-    adamw = AdamW(groups, o.base_lr, weight_decay=o.weight_decay)
-    adamw.register_step_pre_hook(_fuse)
-    return adamw
-
-
-def _fuse(optimizer: Optimizer, *_: Any) -> None:
-    """Take one pass over memory instead of ten: 1.0 ms instead of 10.7 for two million weights on a Zen 5 core.
+    """Return AdamW in one pass over memory instead of ten: for two million weights 1.0 ms, not 10.7, on a Zen 5 core.
 
     Only the fused kernels look at ``found_inf``, too.
     """
-    for group in optimizer.param_groups:
-        group["fused"] = True
+
+    def fuse(optimizer: Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["fused"] = True
+
+    adamw = AdamW(groups, o.base_lr, weight_decay=o.weight_decay)
+    adamw.register_step_pre_hook(fuse)
+    return adamw
 
 
 @torch.no_grad()

@@ -27,14 +27,12 @@ def code_hash(config: TrainConfig) -> str:
     This is our code, and the packages of the terms or the optimiser that this training uses.
     """
     used: list[Any] = [TERMS[name].compute for name in resolve_weights(config.loss, config.model.interaction)]
-    packages = {*map(_package, [*used, OPTIMIZERS[config.optimizer.name].build])} - {"filip"}
-    return digest({name: _sources(name) for name in {*LEARNING_CODE, *packages}})
-
-
-def _package(function: Any) -> str:
-    while isinstance(function, functools.partial):
-        function = function.func
-    return str(getattr(function, "__module__", type(function).__module__)).partition(".")[0]
+    packages = {*LEARNING_CODE}
+    for function in [*used, OPTIMIZERS[config.optimizer.name].build]:
+        while isinstance(function, functools.partial):
+            function = function.func
+        packages.add(str(getattr(function, "__module__", type(function).__module__)).partition(".")[0])
+    return digest({name: _sources(name) for name in packages - {"filip"}})
 
 
 def _sources(package: str) -> dict[str, str]:

@@ -80,7 +80,10 @@ class Telemetry:
 
         run_dir.mkdir(parents=True, exist_ok=True)
         self.path = run_dir / LOG
-        _drop_after(self.path, step)
+        if self.path.exists():  # a resumed run writes the lines after ``step`` again
+            kept = [line for line, entry in _entries(self.path) if entry["step"] <= step]
+            with replacing(self.path) as part:
+                part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1, flush_secs=20)
         self.writer.add_custom_scalars(LAYOUT)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
@@ -206,12 +209,3 @@ def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float)
     if values.get("optimizer/skipped_steps"):
         parts.insert(-3, f"skipped {values['optimizer/skipped_steps']}")
     return "  ".join(parts)
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Keep only lines up to ``step``: a resumed run writes the rest again."""
-    if not path.exists():
-        return
-    lines = [line for line, entry in _entries(path) if entry["step"] <= step]
-    with replacing(path) as part:
-        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
