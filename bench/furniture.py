@@ -33,7 +33,7 @@ from filip.data.text_rules import apply_text_rules
 OURS = ("labelled_captions", "unseen_captions")  # in tests/data
 OFTEN = {"ours, furniture": 3, "ours, captions": 3, "figures": 3, "emoji": 20}  # weights, by what is before " of "
 FOLDS = 6  # of whole sources
-MOST_KEPT = 0.2  # of the furniture of sources that were left out, for which the limit is set
+MOST_KEPT = 0.22  # of the furniture of sources that were left out, for which the limit is set
 HELD_OUT = "held out"  # sources chosen when the rule was finished, before any of their results: tune nothing on them
 MOST = {"train": 4000, HELD_OUT: 300}  # texts of a source
 SERVICES = r"\S*(?:badge|shields|travis|codecov|coverall|gitter|david-dm|appveyor|backers|sponsors)\S*"
@@ -101,14 +101,28 @@ SOURCES = (
     Source("editors", "npm:tinymce-i18n", "**/langs7/de.js", r'^ +"([^"]+)": ?"', True),
     Source("figures of others", "deb:wireshark-doc deb:gnumeric-doc", "**/[Cw]*/**/*.*[tx]ml",
            r"<b>Figure\s[\d.]+\s([^<]+)</b>|<figure[^>]*>\s*<title>([^<]+)", False),
-    Source("forums", "pypi:django-machina pypi:django-helpdesk", "**/locale/en/**/*.po", PO, True, HELD_OUT),
-    Source("magazine", "deb:spip", "**/lang/ecrire_en.php", r"=> '([^'<@]+)',", True, HELD_OUT),
+    Source("forums", "pypi:django-machina pypi:django-helpdesk", "**/locale/en/**/*.po", PO, True),
+    Source("magazine", "deb:spip", "**/lang/ecrire_en.php", r"=> '([^'<@]+)',", True),
     Source("components", "npm:primelocale npm:devextreme npm:vuetify", "**/en.js*",
-           r"""(?:": "|: ')([^"'{]+)""", True, HELD_OUT),
-    Source("figures of stars", "deb:kstars-data", "**/en/**/*.docbook", FIGURE, False, HELD_OUT),
-    Source("creatures", "deb:wesnoth-1.18-data", "**/core/units/**/*.cfg", r'^ *name= *_ *"([^"^]+)"', False, HELD_OUT),
+           r"""(?:": "|: ')([^"'{]+)""", True),
+    Source("figures of stars", "deb:kstars-data", "**/en/**/*.docbook", FIGURE, False),
+    Source("creatures", "deb:wesnoth-1.18-data", "**/core/units/**/*.cfg", r'^ *name= *_ *"([^"^]+)"', False),
     Source("colonies", "deb:freecol", "**/strings/FreeColMessages.properties",
-           r"^model\.(?:building|tile|resource|goods)[^=]*name=(?:{.*default=)?([^{}\n]+)", False, HELD_OUT),
+           r"^model\.(?:building|tile|resource|goods)[^=]*name=(?:{.*default=)?([^{}\n]+)", False),
+    Source("figures of maps", "deb:grass-doc", "**/*.html", r"<i>Figure: ([^<]+)", False),
+    Source("figures of more KDE", "deb:krusader deb:skrooge-common deb:kig deb:step deb:rocs deb:kturtle",
+           "**/HTML/en/**/*.docbook", FIGURE, False),
+    Source("stamps", "deb:tuxpaint-stamps-default", "**/*.txt", r"\A([^\n=]+)", False, HELD_OUT),
+    Source("things of a game", "deb:cataclysm-dda-data", "**/json/items/**/*.json", r'"description": "([^"]+)"', False,
+           HELD_OUT),
+    Source("figures of circuits", "deb:kicad-doc-en", "**/*.html", r'alt="([^"]+)"', False, HELD_OUT),
+    Source("admin", "npm:@strapi/admin", "**/translations/en.json.js", r'= "([^"{]+)"|: "([^"{]+)"', True, HELD_OUT),
+    Source("content", "npm:@payloadcms/translations", "**/languages/en.js", r": '([^'{]+)'", True, HELD_OUT),
+    Source("printers", "pypi:octoprint", "**/translations/de/**/messages.po", PO, True, HELD_OUT),
+    Source("badges of more", "npm:express npm:lodash npm:socket.io npm:mongoose npm:jest npm:eslint npm:yargs "
+           "npm:commander npm:chalk npm:axios npm:webpack npm:rollup npm:mocha npm:karma npm:bluebird "
+           "pypi:flask-login pypi:marshmallow pypi:networkx pypi:sqlparse pypi:structlog", "**/[MR]E[TA]*[DA]*", BADGE,
+           True, HELD_OUT),
 )  # fmt: skip
 
 
