@@ -24,7 +24,7 @@ def test_everything_is_found_from_an_empty_folder(empty: Path) -> None:
     assert load_card("cifar10").name == load_card("eval/cifar10.yaml").name == "cifar10"
     assert load_ensemble("eval/prompts.yaml", "cifar10") == load_ensemble("prompts", "cifar10")
     assert load_ensemble("prompts_clip", "cifar10") != load_ensemble("prompts", "cifar10")
-    assert load_published("eval/published.yaml") == load_published("published")
+    assert load_published("eval/paper_tables.yaml") == load_published("paper_tables")
     assert settings_path(TrainConfig(zero_stage=2, precision="bf16")).name == "zero2_bf16.json"
 
 

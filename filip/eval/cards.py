@@ -8,7 +8,7 @@
     layouts:
       webdataset: {path: wds_vtab-pets, split: test, size: 3669}
     prompts: oxford_pets            # key in the prompt file; without one "a photo of a {c}."
-    published: oxford_pets          # what eval/published.yaml calls it; without it no published row is shown for it
+    published: oxford_pets          # what eval/paper_tables.yaml calls it; without it no published row is shown for it
     classes: {american_bulldog: American Bulldog, ...}   # raw class -> name in prompts; or: from the data set
 
 To add a benchmark is to add a card.

@@ -35,9 +35,9 @@ class Kind:
 
 KINDS = {
     "source": Kind("source card", "data"),
-    "benchmark": Kind("benchmark card", "eval", exclude=("prompts*", "published*")),
+    "benchmark": Kind("benchmark card", "eval", exclude=("prompts*", "paper_tables*")),
     "prompts": Kind("prompt file", "eval", include="prompts*"),
-    "published": Kind("file of published numbers", "eval", include="published*"),
+    "published": Kind("file of published numbers", "eval", include="paper_tables*"),
     "deepspeed": Kind("DeepSpeed settings file", "ds_configs", suffix=".json"),
 }
 WEIGHTS = ("emoji",)  # models that come with the package; NAME.md next to the file is its card

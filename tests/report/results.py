@@ -195,7 +195,7 @@ def changed(folder: Path, name: str, **changes: Any) -> Path:
 
 def tables_of(folder: Path, study: Path | None = None) -> dict[str, Table]:
     """Return the tables of the study's results, built in this process."""
-    published = load_published(EVAL / "published.yaml")
+    published = load_published(EVAL / "paper_tables.yaml")
     read = load_study(study or folder / "study.json", folder)
     return build_tables(read, Results(folder), published, resamples=1000)
 
@@ -208,5 +208,5 @@ def cells(table: Table, label: str) -> dict[str, Cell]:
 
 def write_tables(folder: Path, *arguments: str) -> None:
     run_command(
-        main, Tables, argv=[f"results={folder}", f"published={EVAL / 'published.yaml'}", "resamples=500", *arguments]
+        main, Tables, argv=[f"results={folder}", f"published={EVAL / 'paper_tables.yaml'}", "resamples=500", *arguments]
     )

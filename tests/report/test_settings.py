@@ -21,7 +21,7 @@ def tables_of(name: str, tmp_path: Path) -> dict[str, Table]:
     study = Study(yaml.safe_load((ROOT / "workflow" / "config" / f"{name}.yaml").read_text()))
     for run in study.trained:
         write(tmp_path / "models" / f"{run}.json", {"config": asdict(study.resolved(run))})
-    return build_tables(study, Results(tmp_path), load_published("published"))
+    return build_tables(study, Results(tmp_path), load_published("paper_tables"))
 
 
 def values(table: Table, label: str) -> dict[str, object]:

@@ -26,7 +26,7 @@ rule tables:
         TRAININGS,
         study=STUDY.config_file,
         cards=[STUDY.card_file(name) for name in STUDY.all_benchmarks],  # for titles and metrics
-        published=edited("eval/published.yaml"),
+        published=edited("eval/paper_tables.yaml"),
     output:
         data=f"{RESULTS}/tables/tables.json",
         html=report(

@@ -93,7 +93,7 @@ class ReportTable:
     """A table of the report: a row for each run, the columns of each benchmark.
 
     heading: its title. notes: sentences below it. average: whether the mean of the first column over several benchmarks
-    is a column too. published: the blocks of ``eval/published.yaml`` with its published rows, and the section of each.
+    is a column too. published: the blocks of ``eval/paper_tables.yaml`` with its rows, and the section of each.
     by_tuning: whether fine-tuned models are in a section of their own, with the benchmarks that they were tuned for.
     card_notes: whether the notes of the benchmarks' cards are below it.
     """

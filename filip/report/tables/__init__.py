@@ -31,7 +31,7 @@ def build_tables(
 ) -> dict[str, Table]:
     """Build all tables that the study has rows for, by name.
 
-    published: the content of ``eval/published.yaml``. resamples: how many for the differences between rows. Raises
+    published: the content of ``eval/paper_tables.yaml``. resamples: how many for the differences between rows. Raises
     UserError for a benchmark without a card.
     """
     inputs = Inputs.of(study, results, published)

@@ -34,7 +34,7 @@ class Tables:
     results: str = option(MISSING, "results of a study, e.g. results/demo")
     study: str | None = option(None, "study config; null = RESULTS/study.json, which the results were made with")
     out_dir: str | None = option(None, "folder for the tables; null = RESULTS/tables", writes="folder")
-    published: str = option("eval/published.yaml", "published numbers")
+    published: str = option("eval/paper_tables.yaml", "published numbers")
     resamples: int = option(
         RESAMPLES, "draws of images behind the interval of each difference between rows", at_least=1
     )
@@ -70,7 +70,7 @@ def narrowed(columns: list[Column]) -> list[Column]:
 
 
 def load_published(path: str | Path) -> dict[str, Any]:
-    """Read the paper's numbers, in percent: a file, or ``published``: ``eval/published.yaml``. UserError if missing."""
+    """Read the published numbers, in percent; ``paper_tables`` is ``eval/paper_tables.yaml``. UserError if missing."""
     return dict(resources.read_yaml(resources.find("published", path)))
 
 

@@ -1,7 +1,7 @@
 """The tables of evaluations: zero-shot (the paper's Table 1), retrieval (Tables 2 and 3) and those of other protocols.
 
-Cells are from a study, its results and the published numbers; titles and columns are those of ``PROTOCOL`` in
-filip/eval/protocols/retrieval.py and its siblings.
+Cells are from a study, its results and the published numbers in eval/paper_tables.yaml; titles and columns are those of
+``PROTOCOL`` in filip/eval/protocols/retrieval.py and its siblings.
 """
 
 from __future__ import annotations
