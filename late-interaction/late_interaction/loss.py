@@ -70,8 +70,8 @@ def contrastive_loss(
     b, n = similarity.i2t.shape
     if similarity.t2i.shape != (n, b) or offset < 0 or offset + b > n:
         raise ValueError(
-            f"i2t {list(similarity.i2t.shape)} needs t2i [{n}, {b}] and 0 <= offset <= {n - b}; got t2i "
-            f"{list(similarity.t2i.shape)} and offset {offset}"
+            f"each image needs one text in its place: i2t [{b} images, {n} texts] needs t2i [{n}, {b}] and 0 <= "
+            f"offset <= {n - b}; got t2i {list(similarity.t2i.shape)} and offset {offset}"
         )
     target: Tensor = torch.arange(offset, offset + b, device=similarity.i2t.device)
     positives = None if ids is None else _positives(ids, ids if all_ids is None else all_ids, target, n)

@@ -63,8 +63,8 @@ class LateInteractionLoss(nn.Module):
         """
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.largest_scale))
-        text_mask = text_lengths if text_lengths.dtype == torch.bool else None
-        if text_tokens.dim() == 3 and text_lengths.shape == text_tokens.shape[:1]:  # packing's would break a graph
+        text_mask = text_lengths
+        if text_tokens.dim() == 3 and getattr(text_lengths, "ndim", 0) == 1:  # packing's would break a graph
             places = torch.arange(text_tokens.shape[1], device=text_tokens.device)
             text_mask = places < text_lengths.to(text_tokens.device)[:, None]
         image_tokens, text_tokens = self._unit(image_tokens, image_mask), self._unit(text_tokens, text_mask)
@@ -84,7 +84,7 @@ class LateInteractionLoss(nn.Module):
         return contrastive_loss(similarity, scale, offset=offset, ids=ids, all_ids=all_ids, negatives=of_negatives)
 
     def _unit(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        if not self.normalize:
-            return tokens
-        # In a gradient 0 times what stands in the padding is not 0 for NaN.
-        return F.normalize(tokens if mask is None else torch.where(mask[..., None], tokens, 0), dim=-1)
+        # Padding may hold NaN, and 0 times NaN is not 0 in a gradient. score_ranks refuses a mask that does not fit.
+        if self.normalize and isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == tokens.shape[:-1]:
+            tokens = torch.where(mask[..., None], tokens, 0)
+        return F.normalize(tokens, dim=-1) if self.normalize else tokens

@@ -61,8 +61,8 @@ Residuals = tuple[Tensor, ...]  # left by a backend's forward for its backward
 def check_are_tensors(text_lengths: Tensor, image_lengths: Tensor | None = None) -> None:
     """Raise ValueError if lengths are a list."""
     for name, given in (("text_lengths", text_lengths), ("image_lengths", image_lengths)):
-        if given is not None and not isinstance(given, Tensor):
-            raise ValueError(f"{name} must be a tensor of integers, got a {type(given).__name__}")
+        if not isinstance(given, Tensor) and (given is not None or name == "text_lengths"):
+            raise ValueError(f"{name} must be a tensor of integers, got {type(given).__name__}")
 
 
 def pack(
@@ -178,10 +178,10 @@ def text_mask(padded: Tensor, lengths: Tensor) -> Tensor:
     In a mask a text's tokens may be anywhere. Raises ValueError if they do not fit, or a text has no token.
     """
     shape = padded.shape[:2] if lengths.dtype == torch.bool else padded.shape[:1]
-    if padded.dim() != 3 or lengths.shape != shape:
+    if padded.dim() != 3 or lengths.shape != shape or lengths.is_floating_point():
         raise ValueError(
-            f"expected padded tokens [texts, n2, d] and lengths [texts] or a mask [texts, n2], got "
-            f"{list(padded.shape)} and {list(lengths.shape)}"
+            "expected padded tokens [texts, n2, d] and whole lengths [texts] or a boolean mask [texts, n2], such as "
+            f"attention_mask.bool(); got {list(padded.shape)} and {lengths.dtype} {list(lengths.shape)}"
         )
     if lengths.dtype == torch.bool:
         check_each_has_a_token("text", lengths.sum(dim=1).tolist())

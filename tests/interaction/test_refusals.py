@@ -1,11 +1,12 @@
 """Which backend is chosen, and what is said where none can do what was asked."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from late_interaction import distributed_late_interaction, late_interaction
+from late_interaction import LateInteractionLoss, distributed_late_interaction, late_interaction
 from late_interaction.backends import SmoothMaximum, choose_backend
 from tests.interaction.available import BACKENDS
 from tests.interaction.problems import random_problem
@@ -87,9 +88,28 @@ def test_mistakes_are_named(image: tuple[int, ...], text: tuple[int, ...], lengt
         late_interaction(torch.zeros(image), torch.zeros(text), torch.tensor(lengths, dtype=torch.int64))
 
 
-def test_lengths_in_a_list_are_named() -> None:
-    with pytest.raises(ValueError, match="text_lengths must be a tensor of integers, got a list"):
-        late_interaction(torch.zeros(1, 2, 8), torch.zeros(3, 8), [3])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("texts", "lengths", "image_mask", "message"),
+    [
+        (2, [4, 4], None, "text_lengths must be a tensor of integers, got list"),
+        (2, None, None, "text_lengths must be a tensor of integers, got NoneType"),
+        (2, torch.ones(2, 4, dtype=torch.int64), None, "attention_mask.bool()"),
+        (2, torch.ones(2), None, "got \\[2, 4, 8\\] and torch.float32"),
+        (
+            2,
+            torch.tensor([4, 2]),
+            torch.ones(2, 5),
+            "boolean \\[images, n1\\] = \\[2, 5\\], got torch.float32",
+        ),
+        (2, torch.tensor([4, 2]), torch.ones(2, 3).bool(), "got torch.bool \\[2, 3\\]"),
+        (3, torch.tensor([4, 2, 1]), None, "each image needs one text in its place"),
+    ],
+)
+def test_lengths_and_masks_that_do_not_fit_are_named(
+    texts: int, lengths: Any, image_mask: torch.Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        LateInteractionLoss()(torch.randn(2, 5, 8), torch.randn(texts, 4, 8), lengths, image_mask=image_mask)
 
 
 @pytest.mark.parametrize("text_dtype", [torch.float32, torch.bfloat16, torch.float64])
