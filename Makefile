@@ -92,8 +92,8 @@ study-exists:
 snakemake-report: study-exists setup  ## Snakemake's own report of STUDY: the DAG, run times, and every table and figure as a file
 	@$(SNAKEMAKE) --report $(RESULTS)/report-snakemake.html
 
-dry-run: study-exists setup  ## print the DAG of STUDY=demo|ablation|base|large without running it
-	@$(SNAKEMAKE) -n
+dry-run: study-exists setup  ## print the steps of STUDY=demo|ablation|base|large and their commands, without running them
+	@$(SNAKEMAKE) -n -p
 	@$(VENV)/bin/python -m filip.study.check $(STUDY)
 
 tensorboard: setup  ## show the training curves of STUDY=demo in a browser

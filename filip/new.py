@@ -145,7 +145,7 @@ def _of_pictures(config: New, place: Path) -> dict[Path, str]:
             "images": str(table),
             "image_root": str(root),
             "image_rules": {"min_side": 32, "max_aspect": 20.0},
-            "text_rules": {"language": False},
+            "text_rules": {"language": False, "switched_off": ["furniture"]},  # a name may look like a button
             "download": {"image_size": 256, "samples_per_shard": 1000},
             "back_translation": None,
         }

@@ -66,7 +66,7 @@ class IngestConfig:
     kept: str | None = option(None, "Parquet of the images that stay; default: OUT/_work/kept.parquet", writes="file")
     layout: str | None = option(None, "default: the card's, else detected", choices=("auto", *LAYOUTS))
     split: str | None = option(None, "e.g. test, train+test, all; default: the card's, else train")
-    image_rules: dict[str, Any] = option({}, "overrides, e.g. image_rules={min_side:0} for pictures below 200 px")
+    image_rules: dict[str, Any] = option({}, "overrides, e.g. 'image_rules={min_side:0}' for pictures below 200 px")
     shuffle: bool | None = option(None, "default: yes, but tars and Parquet files keep their order")
     seed: int = option(0, "seed of the shuffle", at_least=0)
     processes: int | None = option(None, "processes that download; default: the card's", at_least=1)
@@ -100,7 +100,7 @@ def size_limits(card: SourceCard, dropped: Mapping[str, int]) -> str:
     rules = card.image_rules
     return (
         f"The shorter side must have at least {rules.min_side} px, and the longer one at most {rules.max_aspect:g} "
-        "times as many; image_rules={min_side:0,max_aspect:20} takes others, too"
+        "times as many; 'image_rules={min_side:0,max_aspect:20}', in quotes, takes others, too"
     )
 
 

@@ -95,12 +95,7 @@ def test_mistakes_are_named(image: tuple[int, ...], text: tuple[int, ...], lengt
         (2, None, None, "text_lengths must be a tensor of integers, got NoneType"),
         (2, torch.ones(2, 4, dtype=torch.int64), None, "attention_mask.bool()"),
         (2, torch.ones(2), None, "got \\[2, 4, 8\\] and torch.float32"),
-        (
-            2,
-            torch.tensor([4, 2]),
-            torch.ones(2, 5),
-            "boolean \\[images, n1\\] = \\[2, 5\\], got torch.float32",
-        ),
+        (2, torch.tensor([4, 2]), torch.ones(2, 5), "boolean \\[images, n1\\] = \\[2, 5\\], got torch.float32"),
         (2, torch.tensor([4, 2]), torch.ones(2, 3).bool(), "got torch.bool \\[2, 3\\]"),
         (3, torch.tensor([4, 2, 1]), None, "each image needs one text in its place"),
     ],
