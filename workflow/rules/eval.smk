@@ -19,6 +19,7 @@ rule evaluate:
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{STUDY.job}.tsv"
     threads: STUDY.evaluation.get("threads", 2)
+    priority: 1  # before the pictures, which take half as long
     resources:
         **STUDY.evaluation_resources,
     shell:
