@@ -295,7 +295,7 @@ def _benchmark(config: New, name: str, layout: dict[str, Any]) -> str:
     return _yaml(
         {
             "name": name,
-            "title": f"{name}, held out",
+            "title": name if layout["split"] == "train" else f"{name}, held out",
             "kind": "retrieval",
             "metric": "recall",
             "fine_tuned_on": [name],
