@@ -24,7 +24,7 @@ rule pretrain:
     benchmark:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
     threads: lambda wildcards: STUDY.launch(wildcards[0]).threads(lambda: workflow.cores)
-    priority: 2  # the longest jobs first: else the last of them runs alone, and evaluations wait for it
+    priority: 10  # the longest jobs first: else the last of them runs alone, and evaluations wait for it
     retries: 0  # only Slurm starts a training again, and only where that helps: filip/train/supervise.py
     resources:
         **STUDY.train_resources(lambda: workflow.non_local_exec),
